@@ -19,7 +19,7 @@ from dualform.studies.momentum import regression as momentum_regression
 from dualform.studies.momentum import run as study
 from dualform.studies.momentum import training as momentum_training
 from dualform.studies.momentum.config import read_recipe_fields
-from dualform.studies.momentum.run import ask
+from dualform.studies.momentum.run import evaluate_arm
 from tests.cli.conftest import Done, result_of
 from tests.studies.momentum_setting import RECIPE, STEPS, write_task, write_texts
 from tests.tiny import save_tiny
@@ -118,7 +118,7 @@ def test_a_stopped_training_resumes(
     # Another model does not go on in its folder.
     done = dualform(*arguments, "--normalised", "--to", tmp_path / "run")
     assert done.code == 2
-    assert "is of another run: its config.dualform_momentum.normalised is False, not True" in done.message
+    assert "belongs to another run: its config.dualform_momentum.normalised is False, not True" in done.message
 
 
 def test_a_cost_is_printed_and_nothing_is_trained(dualform: Command, tmp_path: Path) -> None:
@@ -244,9 +244,9 @@ def test_a_stopped_study_resumes(
         if len(started) == stop_before:
             raise KeyboardInterrupt
         started.append(arm.name)
-        return ask(config, trained, arm, *rest)
+        return evaluate_arm(config, trained, arm, *rest)
 
-    monkeypatch.setattr(study, "ask", counted)
+    monkeypatch.setattr(study, "evaluate_arm", counted)
     stop_before = 1
     done = dualform("momentum", "compare", *quick, "--out", out)
     assert done.code == 130
@@ -328,7 +328,7 @@ def test_the_folder_is_named_after_the_recipe_and_other_settings_may_follow_in_i
         (["--control-eta", "1"], ["control_eta 1.0 must lie between 0 and 1"]),
         (["--recipe", "huge"], ["recipe 'huge' is unknown"]),
         (["--seeds", "1..3"], ["--seed 1 and --seeds 1..3 were both given"]),
-        (["--set", "seed=3"], ["settings may not hold seed: seeds says what each run begins with"]),
+        (["--set", "seed=3"], ["settings may not contain seed, which each run takes from seeds"]),
         (["--set", "lenght=3"], ["a recipe has no field 'lenght'"]),
         (["--set", "vocab_size=3"], ["each field once"]),
         (["--test", "nowhere.txt"], ["there is no file nowhere.txt"]),

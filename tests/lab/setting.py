@@ -19,11 +19,11 @@ VOCABULARY = 320
 def sentences(n: int, seed: int = 0) -> list[str]:
     """What was done decides where or how: more than the frequencies of words."""
     draw = random.Random(seed)
-    found = []
+    lines = []
     for _ in range(n):
         did = draw.choice(sorted(_DID))
-        found.append(f"{draw.choice(_WHO)} {did} {draw.choice(_WHAT)} {_DID[did]}.")
-    return found
+        lines.append(f"{draw.choice(_WHO)} {did} {draw.choice(_WHAT)} {_DID[did]}.")
+    return lines
 
 
 def write_text(path: Path, n: int = 400, seed: int = 0) -> Path:
@@ -78,7 +78,7 @@ class PulledPlugError(Exception):
 
 
 class StopAt:
-    """A bar that breaks off once so many steps of a small recipe are done, and keeps what it was told.
+    """A bar that breaks off once so many steps of a small recipe are done, and keeps the messages it received.
 
     Args:
         step: How many.
@@ -87,14 +87,14 @@ class StopAt:
 
     def __init__(self, step: float = math.inf, how: Callable[[], None] | None = None) -> None:
         self.step, self.how, self.seen, self.total = step, how, 0.0, 0.0
-        self.told: list[str] = []
+        self.messages: list[str] = []
 
     def start(self, total: float) -> None:
         self.total = total
 
     def advance(self, amount: float, doing: str) -> None:
         self.seen += amount
-        self.told.append(doing)
+        self.messages.append(doing)
         if self.seen >= self.step * 128:
             if self.how:
                 self.how()

@@ -36,7 +36,7 @@ def wrapped(route: str | None = None, **changes) -> LanguageModel:
 
 
 @dataclass(frozen=True)
-class Said:
+class LayerOutputs:
     """Outputs of both layers at the last word of every query, `(query, d_model)`, and the queries' vectors."""
 
     copied: Tensor
@@ -44,7 +44,7 @@ class Said:
     x: Tensor
 
 
-def said(lm: LanguageModel, task: Task = TASK, chosen: Demonstrations | None = CHOSEN) -> Said:
+def layer_outputs(lm: LanguageModel, task: Task = TASK, chosen: Demonstrations | None = CHOSEN) -> LayerOutputs:
     encoder = Encoder(lm, task)
     encoded = encoder.demonstrations(chosen or CHOSEN)
     adapted = ZeroShot(encoder.opening).adapt(lm, encoded) if chosen is None else InContext().adapt(lm, encoded)
@@ -54,7 +54,7 @@ def said(lm: LanguageModel, task: Task = TASK, chosen: Demonstrations | None = C
     assert trace is not None
     assert trace.output is not None
     x = WORLD.vectors(torch.tensor([queries[i].prompt[-1] for i in indices]))
-    return Said(trace.output[:, 0], trace.output[:, 1], x)
+    return LayerOutputs(trace.output[:, 0], trace.output[:, 1], x)
 
 
 def stepped(rate: float = RATE, labels: tuple[int, ...] = CHOSEN.labels) -> Tensor:
@@ -66,20 +66,20 @@ def stepped(rate: float = RATE, labels: tuple[int, ...] = CHOSEN.labels) -> Tens
     return W
 
 
-def gap(found: Said, W: Tensor) -> float:
+def gap(outputs: LayerOutputs, W: Tensor) -> float:
     out = model().parts.out
-    expected = found.x @ W.mT
-    rest = found.stepped.clone()
+    expected = outputs.x @ W.mT
+    rest = outputs.stepped.clone()
     rest[:, out] -= expected
     return float(rest.abs().max() / expected.abs().max())
 
 
 def test_attention_to_demonstrations_is_a_gradient_step():
-    assert gap(said(wrapped()), stepped()) < 1e-12
+    assert gap(layer_outputs(wrapped()), stepped()) < 1e-12
 
 
 def test_without_demonstrations_it_says_what_it_knows():
-    assert gap(said(wrapped(), chosen=None), LAYER.W_0) < 1e-12
+    assert gap(layer_outputs(wrapped(), chosen=None), LAYER.W_0) < 1e-12
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_without_demonstrations_it_says_what_it_knows():
     ids=["softmax", "another N", "another rate", "other labels", "no step"],
 )
 def test_anything_else_is_seen(changes, W):
-    assert gap(said(wrapped(**changes)), W) > 1e-2
+    assert gap(layer_outputs(wrapped(**changes)), W) > 1e-2
 
 
 def test_memories_in_demonstrations_would_each_count_once_more():
@@ -104,9 +104,9 @@ def test_memories_in_demonstrations_would_each_count_once_more():
         for split, examples in TASK.splits.items()
     }
     everywhere = replace(TASK, splits=splits)
-    found = said(wrapped(positions=96), everywhere, draw_demonstrations(everywhere, K, seed=1))
-    assert gap(found, stepped()) > 0.1
-    assert gap(found, stepped() + K * LAYER.W_0) < 1e-12
+    outputs = layer_outputs(wrapped(positions=96), everywhere, draw_demonstrations(everywhere, K, seed=1))
+    assert gap(outputs, stepped()) > 0.1
+    assert gap(outputs, stepped() + K * LAYER.W_0) < 1e-12
 
 
 def test_the_first_layer_copies_the_vector_of_the_token_before():
@@ -130,12 +130,12 @@ def test_the_faster_route_is_refused_and_the_others_agree(softmax):
         "packed: ModelError: attention to prefix and query can be computed separately for softmax attention only"
         in lm.refused
     )
-    found = said(lm)
+    outputs = layer_outputs(lm)
     for route in ("repeated", "naive"):
-        other = said(wrapped(route, softmax=softmax))
+        other = layer_outputs(wrapped(route, softmax=softmax))
         # Rounding: one sums over the context at once, the other over prefix and query.
-        torch.testing.assert_close(other.stepped, found.stepped, rtol=1e-12, atol=1e-13)
-        torch.testing.assert_close(other.copied, found.copied, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(other.stepped, outputs.stepped, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(other.copied, outputs.copied, rtol=1e-12, atol=1e-13)
 
 
 def test_all_projections_are_found():
@@ -164,8 +164,8 @@ def test_a_checkpoint_loads_as_any_model_does(tmp_path: Path):
     again = load_model(str(tmp_path), device="cpu", dtype="float64")
     assert isinstance(again.model, ConstructedModel)
     assert again.route.name == lm.route.name
-    assert torch.equal(said(again).stepped, said(lm).stepped)
-    assert again.model.kept == lm.model.kept
+    assert torch.equal(layer_outputs(again).stepped, layer_outputs(lm).stepped)
+    assert again.model.embedded_linear == lm.model.embedded_linear
 
 
 def test_building_one_leaves_the_global_random_state():
@@ -176,8 +176,8 @@ def test_building_one_leaves_the_global_random_state():
 
 def test_w_0_lies_where_it_is_said_to_lie():
     built = model()
-    weight = built.get_parameter(built.kept.parameter)
-    assert torch.equal(weight[built.kept.rows, built.kept.columns], LAYER.W_0)
+    weight = built.get_parameter(built.embedded_linear.parameter)
+    assert torch.equal(weight[built.embedded_linear.rows, built.embedded_linear.columns], LAYER.W_0)
 
 
 @pytest.mark.parametrize("masked", [None, "bool", "additive"])
@@ -190,18 +190,18 @@ def test_linear_attention_is_the_sum_over_what_is_seen(masked):
     mask = None if masked is None else seen[None, None]
     if masked == "additive":
         mask = torch.zeros(1, 1, 2, 4, dtype=torch.float64).masked_fill(~seen, torch.finfo(torch.float64).min)
-    found = SumAttention()(AttentionCall(q, k, v, mask, 0.5, None))
+    outputs = SumAttention()(AttentionCall(q, k, v, mask, 0.5, None))
     expected = torch.zeros(2, 2, 1, 3, dtype=torch.float64)
     for row in range(2):
         for i in range(2):
             for j in range(4):
                 if seen[i, j]:
                     expected[row, i, 0] += 0.5 * (q[row, 0, i] @ k[row, 0, j]) * v[row, 0, j]
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(outputs, expected)
 
 
 def test_what_does_not_belong_together_is_refused():
     with pytest.raises(ShapeError, match=r"vectors of 3 needs W_0 \(d_y, 3\).*given \(4, 2\)"):
         construct(WORLD, ConstructedWeights(LAYER.W_0[:, :2], LAYER.readout), rate=1.0, n_demonstrations=2)
-    with pytest.raises(ConfigError, match="targets 1: 2 labels"):
+    with pytest.raises(ConfigError, match="targets is 1; expected at least 2"):
         ConstructedWeights.draw(WORLD, 1, seed=0)

@@ -86,19 +86,21 @@ _CUT_SHORT = gzip.compress(b"good\n" * 99, mtime=0)[:-12]
     ("name", "content", "message"),
     [
         ("a.txt", b"good\nb\xe4d", r"line 2 of .*a\.txt is not UTF-8 \(byte 2 of the line\)\. Convert"),
-        ("a.jsonl", b'{"text": "good"}\n{"text"', r"line 2 of .* is no JSON"),
-        ("a.jsonl", b'{"body": "good"}', r"line 1 of .* has the columns body, and no text in 'text'\. Name"),
-        ("a.jsonl", b'{"text": 3}', r"line 1 of .* has the columns text, and no text in 'text'"),
-        ("a.jsonl", b'["text"]', r"line 1 of .* is no object"),
+        ("a.jsonl", b'{"text": "good"}\n{"text"', r"line 2 of .* is not JSON"),
+        ("a.jsonl", b'{"body": "good"}', r"line 1 of .* has the columns body, but no text in 'text'\. Name"),
+        ("a.jsonl", b'{"text": 3}', r"line 1 of .* has the columns text, but no text in 'text'"),
+        ("a.jsonl", b'["text"]', r"line 1 of .* is not an object"),
         (
             "a.txt.gz",
             gzip.compress(b"good\n" * 99, mtime=0)[:-12],
-            r"a\.txt\.gz is no whole gzip file after line \d+: ",
+            r"a\.txt\.gz is damaged after line \d+: ",
         ),
-        ("a.txt.gz", b"good", r"a\.txt\.gz is no whole gzip file after line 0"),
+        ("a.txt.gz", b"good", r"a\.txt\.gz is damaged after line 0"),
     ],
 )
-def test_what_cannot_be_read_is_told_with_its_place(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+def test_unreadable_text_is_an_error_that_names_the_line(
+    name: str, content: bytes, message: str, tmp_path: Path
+) -> None:
     (tmp_path / name).write_bytes(content)
     source = TextFiles((tmp_path / name,))
     with pytest.raises(TaskError, match=message):
@@ -111,20 +113,20 @@ def test_what_cannot_be_read_is_told_with_its_place(name: str, content: bytes, m
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        (["missing.txt"], r"there is no file missing\.txt"),
-        (["text.pdf"], r"'text\.pdf' is neither a file \(\.txt, .* or \.jsonl\.gz\) that is there nor a data set"),
-        (["a/b", "c.txt"], r"'a/b' is no file .* must be named alone"),
+        (["missing.txt"], r"file missing\.txt does not exist"),
+        (["text.pdf"], r"'text\.pdf' is neither an existing file \(\.txt, .* or \.jsonl\.gz\) nor a data set"),
+        (["a/b", "c.txt"], r"'a/b' is not a file .* must be named alone"),
         ([], r"no text file was named"),
     ],
 )
-def test_a_name_that_means_nothing_is_told(where: list[str], message: str) -> None:
+def test_a_name_without_a_source_is_an_error(where: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         find_source(where)
 
 
-def test_a_file_of_an_unknown_kind_is_told(tmp_path: Path) -> None:
+def test_an_unsupported_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.md").touch()
-    with pytest.raises(ConfigError, match=r"a\.md is no text that can be read here"):
+    with pytest.raises(ConfigError, match=r"a\.md is not a supported text file"):
         find_source([str(tmp_path / "a.md")])
 
 
@@ -141,19 +143,19 @@ def test_a_data_set_is_streamed_through_datasets(tmp_path: Path) -> None:
     (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert list(HubText(str(data)).documents()) == ["one", "two", "three"]
     assert list(HubText(str(data), limit=2).documents()) == ["one", "two"]
-    with pytest.raises(TaskError, match=r"no text in a column 'body'; its columns: text\."):
+    with pytest.raises(TaskError, match=r"no text in column 'body'; its columns are text\."):
         list(HubText(str(data), column="body").documents())
-    with pytest.raises(HubError, match=r"the hub gave no text from .*, split test \("):
+    with pytest.raises(HubError, match=r"cannot read .*, split test from the hub \("):
         list(HubText(str(data), split="test").documents())
 
 
 def test_without_a_network_the_hub_is_told_at_once() -> None:
-    with pytest.raises(HubError, match=r"the hub gave no text from owner/name:part, split train \(.*files of your own"):
+    with pytest.raises(HubError, match=r"cannot read owner/name:part, split train from the hub \(.*local files"):
         next(HubText("owner/name", "part").documents())
 
 
 def test_a_limit_of_no_documents_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"a limit of 0 documents"):
+    with pytest.raises(ConfigError, match=r"limit is 0 documents"):
         HubText("owner/name", limit=0)
 
 
@@ -186,13 +188,13 @@ def test_a_saved_tokenizer_is_the_same_after_loading(tmp_path: Path) -> None:
 
 
 def test_a_vocabulary_without_room_for_the_bytes_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"a vocabulary of 256 tokens is too small: 257 or more"):
+    with pytest.raises(ConfigError, match=r"a vocabulary of 256 tokens is too small: at least 257"):
         train_tokenizer(sentences(5), 256)
     assert len(train_tokenizer(sentences(5), 257)) == 257
 
 
 def test_nothing_can_be_learned_from_no_text() -> None:
-    with pytest.raises(TaskError, match="no text to learn a tokenizer from"):
+    with pytest.raises(TaskError, match="no text to train a tokenizer on"):
         train_tokenizer([], VOCABULARY)
 
 
@@ -248,7 +250,7 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
 
 def test_an_empty_text_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     source = written(tmp_path / "a.txt", "\n \n\n")
-    with pytest.raises(TaskError, match=r"a\.txt holds no text"):
+    with pytest.raises(TaskError, match=r"a\.txt contains no text"):
         build_corpus(source, tmp_path / "out", train_tokenizer(sentences(5), VOCABULARY))
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -17,9 +17,9 @@ SMALL = DecoderConfig(dimension=3, width=8, layers=2)
 TASKS = RegressionTasks(dimension=3, points=6)
 
 
-def some(seeds: int = 2, n: int = 4) -> tuple[Tensor, Tensor]:
-    one = TASKS.draw(n, torch.Generator().manual_seed(7), torch.float64)
-    return one.x.expand(seeds, -1, -1, -1), one.y.expand(seeds, -1, -1)
+def sample_sequences(seeds: int = 2, n: int = 4) -> tuple[Tensor, Tensor]:
+    batch = TASKS.draw(n, torch.Generator().manual_seed(7), torch.float64)
+    return batch.x.expand(seeds, -1, -1, -1), batch.y.expand(seeds, -1, -1)
 
 
 def fresh(seeds: tuple[int, ...] = (1, 2)) -> Decoders:
@@ -28,15 +28,15 @@ def fresh(seeds: tuple[int, ...] = (1, 2)) -> Decoders:
 
 
 def test_a_prediction_by_point_is_what_is_said_when_asked_after_the_points_before() -> None:
-    model, (x, y) = fresh(), some()
+    model, (x, y) = fresh(), sample_sequences()
     whole = model(x, y)
     for n in range(TASKS.points):
-        asked = model.predict(x[:, :, :n], y[:, :, :n], x[:, :, n : n + 1])
-        torch.testing.assert_close(asked[..., 0], whole[..., n], rtol=1e-10, atol=1e-12)
+        predicted = model.predict(x[:, :, :n], y[:, :, :n], x[:, :, n : n + 1])
+        torch.testing.assert_close(predicted[..., 0], whole[..., n], rtol=1e-10, atol=1e-12)
 
 
 def test_what_comes_later_and_the_asked_y_itself_are_not_seen() -> None:
-    model, (x, y) = fresh(), some()
+    model, (x, y) = fresh(), sample_sequences()
     changed = y.clone()
     changed[..., 3:] += 1
     own, other = model(x, y), model(x, changed)
@@ -45,19 +45,19 @@ def test_what_comes_later_and_the_asked_y_itself_are_not_seen() -> None:
 
 
 def test_questions_do_not_see_each_other() -> None:
-    model, (x, y) = fresh(), some()
+    model, (x, y) = fresh(), sample_sequences()
     together = model.predict(x, y, x.flip(2))
     alone = model.predict(x, y, x.flip(2)[:, :, 2:3])
     torch.testing.assert_close(together[..., 2:3], alone, rtol=1e-10, atol=1e-12)
 
 
 def test_the_slow_obvious_transformer_says_the_same() -> None:
-    model, (x, y) = fresh(), some(n=2)
+    model, (x, y) = fresh(), sample_sequences(n=2)
     for number in range(2):
         for sequence in range(2):
             for n in range(TASKS.points):
-                said = slowly(model, number, x[number, sequence, : n + 1], y[number, sequence, :n])
-                assert said == pytest.approx(float(model(x, y)[number, sequence, n]), rel=1e-9, abs=1e-12)
+                by_hand = slowly(model, number, x[number, sequence, : n + 1], y[number, sequence, :n])
+                assert by_hand == pytest.approx(float(model(x, y)[number, sequence, n]), rel=1e-9, abs=1e-12)
 
 
 def slowly(model: Decoders, number: int, x: Tensor, y: Tensor) -> float:
@@ -99,7 +99,7 @@ def trained(seeds: tuple[int, ...], steps: int) -> Decoders:
 def test_a_seed_learns_the_same_whichever_seeds_learn_beside_it() -> None:
     steps = 12
     together, alone = trained((1, 2, 3), steps), trained((2,), steps)
-    x, y = (one.float() for one in some(1, 16))
+    x, y = (tensor.float() for tensor in sample_sequences(1, 16))
     expected = alone(x, y)
     torch.testing.assert_close(together.only(2)(x, y), expected, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(
@@ -115,23 +115,23 @@ def test_training_learns_to_regress() -> None:
     train(model, tasks, Training(120, 32, 6e-3), after_step=lambda step: losses.append(step.loss))
     model.requires_grad_(False)
     assert len(losses) == 120
-    one = tasks.draw(256, torch.Generator().manual_seed(3), torch.float64)
+    batch = tasks.draw(256, torch.Generator().manual_seed(3), torch.float64)
     predictor = InContextPredictor("trained", model.only(1))
-    error = (by_point(predictor, one.x, one.y) - one.y).square()[:, 1:].mean()
+    error = (by_point(predictor, batch.x, batch.y) - batch.y).square()[:, 1:].mean()
     untrained = InContextPredictor("untrained", Decoders(model.config, (1,)))
     assert float(error) < 0.4
-    assert float((by_point(untrained, one.x, one.y) - one.y).square()[:, 1:].mean()) > 0.8
+    assert float((by_point(untrained, batch.x, batch.y) - batch.y).square()[:, 1:].mean()) > 0.8
 
 
 def test_a_trained_model_is_asked_as_exact_predictors_are() -> None:
     predictor = InContextPredictor("mine", Decoders(SMALL, (4,)))
-    one = TASKS.draw(3, torch.Generator().manual_seed(1), torch.float64)
-    own = by_point(predictor, one.x, one.y)
-    assert own.dtype == one.y.dtype
-    assert own.shape == by_point(LeastSquares(), one.x, one.y).shape
+    batch = TASKS.draw(3, torch.Generator().manual_seed(1), torch.float64)
+    own = by_point(predictor, batch.x, batch.y)
+    assert own.dtype == batch.y.dtype
+    assert own.shape == by_point(LeastSquares(), batch.x, batch.y).shape
     for n in range(TASKS.points):
-        asked = predictor(one.x[:, :n], one.y[:, :n], one.x[:, n : n + 1])
-        torch.testing.assert_close(asked[:, 0], own[:, n], rtol=1e-4, atol=1e-5)
+        predicted = predictor(batch.x[:, :n], batch.y[:, :n], batch.x[:, n : n + 1])
+        torch.testing.assert_close(predicted[:, 0], own[:, n], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("changes", [{"width": 9}, {"layers": 0}, {"dimension": 0}, {"heads": 3}])
@@ -141,12 +141,12 @@ def test_shapes_that_cannot_be_are_named(changes: dict[str, int]) -> None:
 
 
 def test_sequences_of_another_shape_are_named() -> None:
-    x, y = some()
+    x, y = sample_sequences()
     with pytest.raises(ShapeError, match="2 seeds and d = 3"):
         fresh()(x[:1], y[:1])
     with pytest.raises(ShapeError, match=r"\(2, 4, 5\)"):
         fresh()(x, y[..., :5])
-    with pytest.raises(ShapeError, match="asked"):
+    with pytest.raises(ShapeError, match="queries"):
         fresh().predict(x, y, x[:, :2])
 
 

@@ -37,9 +37,9 @@ def losses(model: PreTrainedModel, ids: Tensor) -> list[float]:
 def by_window(model: PreTrainedModel, corpus: Corpus, length: int, starts: list[int]) -> float:
     """The slow, obvious twin: a window at a time."""
     ids = torch.tensor(corpus.ids[:].astype("int64"))
-    found = [loss for start in starts for loss in losses(model, ids[start : start + length + 1])]
-    assert len(found) == len(starts) * length
-    return sum(found) / len(found)
+    losses_of_tokens = [loss for start in starts for loss in losses(model, ids[start : start + length + 1])]
+    assert len(losses_of_tokens) == len(starts) * length
+    return sum(losses_of_tokens) / len(losses_of_tokens)
 
 
 @pytest.mark.parametrize("length", [3, 8, 50])
@@ -83,13 +83,13 @@ def test_how_many_are_read_at_once_changes_nothing(
 
 def test_half_precision_is_summed_in_single(corpus: Corpus) -> None:
     half = tiny_model("llama", dtype=torch.bfloat16)
-    found = corpus_loss(half, corpus, 8, 64)
-    assert found == pytest.approx(corpus_loss(tiny_model("llama"), corpus, 8, 64), rel=0.02)
-    assert math.isfinite(found)
+    half_loss = corpus_loss(half, corpus, 8, 64)
+    assert half_loss == pytest.approx(corpus_loss(tiny_model("llama"), corpus, 8, 64), rel=0.02)
+    assert math.isfinite(half_loss)
 
 
 def test_a_corpus_shorter_than_a_window_is_told(model: PreTrainedModel, tmp_path: Path) -> None:
     corpus = small_corpus(tmp_path, n=12)
-    with pytest.raises(ConfigError, match=rf"{corpus.count} tokens holds no window of {corpus.count} tokens"):
+    with pytest.raises(ConfigError, match=rf"{corpus.count} tokens has no window of {corpus.count} tokens"):
         corpus_loss(model, corpus, corpus.count, 1000)
     assert corpus_loss(model, corpus, corpus.count - 1, 1000) > 0

@@ -32,16 +32,16 @@ def test_other_purposes_seeds_and_numbers_give_independent_streams() -> None:
     purposes = ("weights", "training", "test", "tuning")
     streams = [stream(purpose, seed) for purpose in purposes for seed in range(3)]
     streams += [stream("test", 0, 0), stream("test", 0, 1), stream("test", 0, 2**32)]
-    drawn = [numbers(one) for one in streams]
-    for one, other in combinations(drawn, 2):
+    drawn = [numbers(first) for first in streams]
+    for first, other in combinations(drawn, 2):
         # Of 4096 pairs without relation the correlation is 0.016 in size on average.
-        assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 0.08
+        assert abs(float(torch.corrcoef(torch.stack([first, other]))[0, 1])) < 0.08
 
 
-def correlated(one: torch.Tensor, other: torch.Tensor) -> bool:
+def correlated(first: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether the first numbers of two draws of the same numbers, however scaled, go together."""
-    n = min(one.numel(), other.numel())
-    pair = torch.stack([one.flatten()[:n].double(), other.flatten()[:n].double()])
+    n = min(first.numel(), other.numel())
+    pair = torch.stack([first.flatten()[:n].double(), other.flatten()[:n].double()])
     return abs(float(torch.corrcoef(pair)[0, 1])) > 5 / n**0.5
 
 
@@ -89,9 +89,9 @@ def test_first_weights_of_self_attention_are_of_a_stream_of_their_own() -> None:
     tasks = RegressionTasks(dimension=3, points=4)
     kept = train_together(SelfAttentionConfig(3), tasks, Training(1, 2), (4,), keep=(0,))
     first = kept.model(4, 0).weights["W_K"][0]
-    assert torch.equal(first, SelfAttentionConfig(3).drawn(stream("weights", 4), mean_gram(tasks))["W_K"])
+    assert torch.equal(first, SelfAttentionConfig(3).draw_weights(stream("weights", 4), mean_gram(tasks))["W_K"])
     # With 16 numbers chance alone may correlate; with 256 of them it does not.
-    wide = SelfAttentionConfig(15).drawn(stream("weights", 4))["W_K"]
+    wide = SelfAttentionConfig(15).draw_weights(stream("weights", 4))["W_K"]
     assert not correlated(wide, torch.randn(256, generator=torch.Generator().manual_seed(4)))
 
 

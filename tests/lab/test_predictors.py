@@ -41,7 +41,7 @@ ALL: list[Predictor] = [
     Bayes(0.2, 0.5),
     Bayes(0.0, 0.5),
 ]
-LINEAR = [one for one in ALL if not isinstance(one, NearestNeighbours)]
+LINEAR = [predictor for predictor in ALL if not isinstance(predictor, NearestNeighbours)]
 
 
 def drawn(tasks: RegressionTasks = TASKS, n: int = 30) -> Sequences:
@@ -68,7 +68,7 @@ def gd_plus_plus(x: Tensor, y: Tensor, query: Tensor, steps: int, rate: float, g
     residuals, predicted = y.clone(), query.new_zeros(())
     for _ in range(steps):
         step = rate / len(y) * (residuals[:, None] * x).sum(0)
-        transform = torch.eye(x.shape[1]).to(x) - gamma * sum(torch.outer(one, one) for one in x)
+        transform = torch.eye(x.shape[1]).to(x) - gamma * sum(torch.outer(row, row) for row in x)
         residuals, predicted = residuals - x @ step, predicted + query @ step
         x, query = x @ transform, transform @ query
     return predicted
@@ -76,120 +76,120 @@ def gd_plus_plus(x: Tensor, y: Tensor, query: Tensor, steps: int, rate: float, g
 
 @pytest.mark.parametrize("predictor", ALL, ids=of)
 def test_by_point_asks_at_each_point_what_is_known_from_those_before(predictor: Predictor) -> None:
-    found = drawn()
-    slow = [predictor(found.x[:, :n], found.y[:, :n], found.x[:, n : n + 1]) for n in range(8)]
-    torch.testing.assert_close(by_point(predictor, found.x, found.y), torch.cat(slow, 1), rtol=1e-8, atol=1e-10)
-    assert by_point(predictor, found.x, found.y)[:, 0].eq(0).all(), "before an example nothing is known"
-    one = by_point(predictor, found.x[:, :1], found.y[:, :1])
-    assert one.equal(torch.zeros(30, 1).double())
+    batch = drawn()
+    slow = [predictor(batch.x[:, :n], batch.y[:, :n], batch.x[:, n : n + 1]) for n in range(8)]
+    torch.testing.assert_close(by_point(predictor, batch.x, batch.y), torch.cat(slow, 1), rtol=1e-8, atol=1e-10)
+    assert by_point(predictor, batch.x, batch.y)[:, 0].eq(0).all(), "before an example nothing is known"
+    single = by_point(predictor, batch.x[:, :1], batch.y[:, :1])
+    assert single.equal(torch.zeros(30, 1).double())
 
 
 @pytest.mark.parametrize("predictor", ALL, ids=of)
 def test_sequences_and_queries_do_not_know_of_one_another(predictor: Predictor) -> None:
-    found = drawn()
-    x, y, asked = found.x[:, :5], found.y[:, :5], found.x[:, 5:]
-    together = predictor(x, y, asked)
+    batch = drawn()
+    x, y, queries = batch.x[:, :5], batch.y[:, :5], batch.x[:, 5:]
+    together = predictor(x, y, queries)
     assert together.shape == (30, 3)
-    torch.testing.assert_close(together[7:8, 1:2], predictor(x[7:8], y[7:8], asked[7:8, 1:2]))
+    torch.testing.assert_close(together[7:8, 1:2], predictor(x[7:8], y[7:8], queries[7:8, 1:2]))
 
 
 @pytest.mark.parametrize("predictor", LINEAR, ids=of)
 def test_these_are_linear_in_the_query_and_in_the_targets(predictor: Predictor) -> None:
-    found = drawn()
-    x, y, asked = found.x[:, :5], found.y[:, :5], found.x[:, 5:]
-    torch.testing.assert_close(predictor(x, -2 * y, 3 * asked), -6 * predictor(x, y, asked))
+    batch = drawn()
+    x, y, queries = batch.x[:, :5], batch.y[:, :5], batch.x[:, 5:]
+    torch.testing.assert_close(predictor(x, -2 * y, 3 * queries), -6 * predictor(x, y, queries))
 
 
 def test_nearest_neighbours_are_not_linear_in_the_query() -> None:
-    found = drawn()
-    x, y, asked = found.x[:, :5], found.y[:, :5], found.x[:, 5:]
-    assert (NearestNeighbours()(x, y, 3 * asked) - 3 * NearestNeighbours()(x, y, asked)).abs().max() > 0.5
+    batch = drawn()
+    x, y, queries = batch.x[:, :5], batch.y[:, :5], batch.x[:, 5:]
+    assert (NearestNeighbours()(x, y, 3 * queries) - 3 * NearestNeighbours()(x, y, queries)).abs().max() > 0.5
 
 
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("examples", [1, 2, 7])
 def test_nearest_neighbours_are_scikit_learns(weighted: bool, examples: int) -> None:
-    found = drawn()
-    x, y, asked = found.x[:, :examples], found.y[:, :examples], found.x[:, 7:].repeat(1, 2, 1)
-    asked[:, 1] = x[:, 0]
-    predicted = NearestNeighbours(k=3, weighted=weighted)(x, y, asked)
+    batch = drawn()
+    x, y, queries = batch.x[:, :examples], batch.y[:, :examples], batch.x[:, 7:].repeat(1, 2, 1)
+    queries[:, 1] = x[:, 0]
+    predicted = NearestNeighbours(k=3, weighted=weighted)(x, y, queries)
     for sequence in range(5):
         twin = KNeighborsRegressor(min(3, examples), weights="distance" if weighted else "uniform")
-        expected = twin.fit(x[sequence].numpy(), y[sequence].numpy()).predict(asked[sequence].numpy())
+        expected = twin.fit(x[sequence].numpy(), y[sequence].numpy()).predict(queries[sequence].numpy())
         torch.testing.assert_close(predicted[sequence], torch.from_numpy(expected))
 
 
 def test_ridge_is_scikit_learns_at_the_same_strength() -> None:
-    found = drawn()
-    predicted = Ridge(0.7)(found.x[:, :6], found.y[:, :6], found.x[:, 6:])
+    batch = drawn()
+    predicted = Ridge(0.7)(batch.x[:, :6], batch.y[:, :6], batch.x[:, 6:])
     for sequence in range(5):
         twin = SklearnRidge(alpha=0.7, fit_intercept=False).fit(
-            found.x[sequence, :6].numpy(), found.y[sequence, :6].numpy()
+            batch.x[sequence, :6].numpy(), batch.y[sequence, :6].numpy()
         )
-        torch.testing.assert_close(predicted[sequence], torch.from_numpy(twin.predict(found.x[sequence, 6:].numpy())))
+        torch.testing.assert_close(predicted[sequence], torch.from_numpy(twin.predict(batch.x[sequence, 6:].numpy())))
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.4])
 def test_descent_is_descent_by_autograd(momentum: float) -> None:
-    found = drawn()
+    batch = drawn()
     for examples in (1, 4):
-        x, y, asked = found.x[:, :examples], found.y[:, :examples], found.x[:, 7:]
-        predicted = Descent(3, 0.2, momentum)(x, y, asked)
-        other = Descent(3, 0.25, momentum)(x, y, asked)
+        x, y, queries = batch.x[:, :examples], batch.y[:, :examples], batch.x[:, 7:]
+        predicted = Descent(3, 0.2, momentum)(x, y, queries)
+        other = Descent(3, 0.25, momentum)(x, y, queries)
         for sequence in range(5):
             w = fit_by_autograd(x[sequence], y[sequence], 3, 0.2, momentum)
-            torch.testing.assert_close(predicted[sequence], asked[sequence] @ w)
+            torch.testing.assert_close(predicted[sequence], queries[sequence] @ w)
         assert (other - predicted).abs().max() > 0.01, "the rate matters"
 
 
 def test_one_pass_of_sgd_takes_examples_one_at_a_time_in_their_order() -> None:
-    found = drawn()
-    x, y, asked = found.x[:, :5], found.y[:, :5], found.x[:, 7:]
-    predicted = OnePassSGD(0.2)(x, y, asked)
+    batch = drawn()
+    x, y, queries = batch.x[:, :5], batch.y[:, :5], batch.x[:, 7:]
+    predicted = OnePassSGD(0.2)(x, y, queries)
     for sequence in range(5):
         w = torch.zeros(3, dtype=torch.float64)
         for example, target in zip(x[sequence], y[sequence], strict=True):
             w = w + fit_by_autograd(example[None], (target - example @ w)[None], 1, 0.2)
-        torch.testing.assert_close(predicted[sequence], asked[sequence] @ w)
-    assert (OnePassSGD(0.2)(x.flip(1), y.flip(1), asked) - predicted).abs().max() > 0.01, "order matters"
+        torch.testing.assert_close(predicted[sequence], queries[sequence] @ w)
+    assert (OnePassSGD(0.2)(x.flip(1), y.flip(1), queries) - predicted).abs().max() > 0.01, "order matters"
 
 
 def test_gd_plus_plus_is_its_tokens_told_one_by_one() -> None:
-    found = drawn()
-    x, y, asked = found.x[:, :5], found.y[:, :5], found.x[:, 7:]
-    predicted = DescentPlusPlus(3, 0.4, 0.05)(x, y, asked)
+    batch = drawn()
+    x, y, queries = batch.x[:, :5], batch.y[:, :5], batch.x[:, 7:]
+    predicted = DescentPlusPlus(3, 0.4, 0.05)(x, y, queries)
     for sequence in range(5):
-        expected = gd_plus_plus(x[sequence], y[sequence], asked[sequence, 0], 3, 0.4, 0.05)
+        expected = gd_plus_plus(x[sequence], y[sequence], queries[sequence, 0], 3, 0.4, 0.05)
         torch.testing.assert_close(predicted[sequence, 0], expected)
-    torch.testing.assert_close(DescentPlusPlus(3, 0.4, 0.0)(x, y, asked), Descent(3, 0.4)(x, y, asked))
+    torch.testing.assert_close(DescentPlusPlus(3, 0.4, 0.0)(x, y, queries), Descent(3, 0.4)(x, y, queries))
     # One step ends before what it transforms is used.
-    torch.testing.assert_close(DescentPlusPlus(1, 0.4, 0.05)(x, y, asked), Descent(1, 0.4)(x, y, asked))
+    torch.testing.assert_close(DescentPlusPlus(1, 0.4, 0.05)(x, y, queries), Descent(1, 0.4)(x, y, queries))
 
 
 def test_many_steps_of_descent_end_at_least_squares_and_few_do_not() -> None:
-    found = drawn(RegressionTasks(dimension=3, points=21, noise=0.2))
-    x, y, asked = found.x[:, :20], found.y[:, :20], found.x[:, 20:]
-    exact = LeastSquares()(x, y, asked)
-    torch.testing.assert_close(Descent(500, 0.5)(x, y, asked), exact, atol=1e-6, rtol=1e-6)
-    assert (Descent(3, 0.3)(x, y, asked) - exact).abs().max() > 0.1
+    batch = drawn(RegressionTasks(dimension=3, points=21, noise=0.2))
+    x, y, queries = batch.x[:, :20], batch.y[:, :20], batch.x[:, 20:]
+    exact = LeastSquares()(x, y, queries)
+    torch.testing.assert_close(Descent(500, 0.5)(x, y, queries), exact, atol=1e-6, rtol=1e-6)
+    assert (Descent(3, 0.3)(x, y, queries) - exact).abs().max() > 0.1
 
 
 def test_least_squares_is_the_limit_of_ridge_and_the_shortest_where_many_fit() -> None:
-    found = drawn()
+    batch = drawn()
     for examples in (1, 2, 3, 7):
-        x, y = found.x[:, :examples], found.y[:, :examples]
-        asked = torch.eye(3).double().expand(30, 3, 3)
-        w = LeastSquares()(x, y, asked)
+        x, y = batch.x[:, :examples], batch.y[:, :examples]
+        queries = torch.eye(3).double().expand(30, 3, 3)
+        w = LeastSquares()(x, y, queries)
         torch.testing.assert_close(w, (torch.linalg.pinv(x) @ y[..., None])[..., 0])
-        torch.testing.assert_close(w, Ridge(1e-9)(x, y, asked), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(w, Ridge(1e-9)(x, y, queries), atol=1e-4, rtol=1e-4)
     # An example told twice adds nothing.
-    once, twice = (LeastSquares()(x[:, [0] * n], y[:, [0] * n], asked) for n in (1, 2))
+    once, twice = (LeastSquares()(x[:, [0] * n], y[:, [0] * n], queries) for n in (1, 2))
     torch.testing.assert_close(twice, once)
 
 
 def test_least_squares_knows_the_function_once_it_has_seen_as_many_points_as_dimensions() -> None:
-    found = drawn(RegressionTasks(dimension=3, points=8), 2000)
-    errors = errors_by_point(by_point(LeastSquares(), found.x, found.y), found.y)
+    batch = drawn(RegressionTasks(dimension=3, points=8), 2000)
+    errors = errors_by_point(by_point(LeastSquares(), batch.x, batch.y), batch.y)
     # Isotropic inputs: n points tell n / d of what there is to know.
     for point, expected in enumerate((1.0, 2 / 3, 1 / 3)):
         assert float(errors[point]) == pytest.approx(expected, abs=0.08)
@@ -203,13 +203,13 @@ STRENGTH = NOISE**2 / NOISY.weight_deviation**2
 
 @cache
 def noisy() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    found = NOISY.draw(20_000, torch.Generator().manual_seed(1), torch.float64)
-    return found.x[:, :-1], found.y[:, :-1], found.x[:, -1:], found.clean[:, -1:]
+    batch = NOISY.draw(20_000, torch.Generator().manual_seed(1), torch.float64)
+    return batch.x[:, :-1], batch.y[:, :-1], batch.x[:, -1:], batch.clean[:, -1:]
 
 
 def error(predictor: Predictor) -> float:
-    x, y, asked, target = noisy()
-    return float((predictor(x, y, asked) - target).square().mean())
+    x, y, queries, target = noisy()
+    return float((predictor(x, y, queries) - target).square().mean())
 
 
 def test_no_ridge_is_better_than_bayes_and_the_best_has_its_strength() -> None:
@@ -236,9 +236,9 @@ def test_bayes_told_of_other_noise_is_not_the_best() -> None:
 
 
 def test_bayes_is_right_about_its_own_error() -> None:
-    x, _, asked, _ = noisy()
+    x, _, queries, _ = noisy()
     precision = x.mT @ x / NOISE**2 + torch.eye(5) / NOISY.weight_deviation**2
-    expected = float((asked @ torch.linalg.inv(precision) @ asked.mT).mean())
+    expected = float((queries @ torch.linalg.inv(precision) @ queries.mT).mean())
     assert error(Bayes(NOISE, NOISY.weight_deviation)) == pytest.approx(expected, rel=0.03)
 
 
@@ -251,25 +251,25 @@ def von_oswald(contexts: int = 2048) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     alone, without which a tolerance of 2 % would ask for a hundred times as many.
     """
     d = VON_OSWALD.dimension
-    found = VON_OSWALD.draw(contexts, torch.Generator().manual_seed(1), torch.float64)
+    batch = VON_OSWALD.draw(contexts, torch.Generator().manual_seed(1), torch.float64)
     order = torch.randperm(contexts * d, generator=torch.Generator().manual_seed(1))
-    x = found.x[:, :-1]
+    x = batch.x[:, :-1]
     directions = torch.linalg.eigh(x.mT @ x).eigenvectors.mT.flatten(0, 1)[order, :, None]
     x = x.repeat_interleave(d, 0)[order]
-    asked = directions.mT / 12**0.5
+    queries = directions.mT / 12**0.5
     w = directions * d**0.5
-    return x, (x @ w)[..., 0], asked, (asked @ w)[..., 0]
+    return x, (x @ w)[..., 0], queries, (queries @ w)[..., 0]
 
 
-def half_error(predictor: Predictor, x: Tensor, y: Tensor, asked: Tensor, target: Tensor) -> float:
-    return float((predictor(x, y, asked) - target).square().mean() / 2)
+def half_error(predictor: Predictor, x: Tensor, y: Tensor, queries: Tensor, target: Tensor) -> float:
+    return float((predictor(x, y, queries) - target).square().mean() / 2)
 
 
 @cache
 def _best(steps: int, plus_plus: bool) -> tuple[Descent | DescentPlusPlus, float]:
-    told = von_oswald()
-    best = best_descent(*told, steps=steps, plus_plus=plus_plus)
-    return best, half_error(best, *told)
+    data = von_oswald()
+    best = best_descent(*data, steps=steps, plus_plus=plus_plus)
+    return best, half_error(best, *data)
 
 
 @pytest.mark.parametrize(
@@ -284,27 +284,27 @@ def test_the_best_shared_rates_have_the_losses_known_of_them(steps: int, plus_pl
 
 
 def test_the_best_rate_of_one_step_is_the_one_known() -> None:
-    told = von_oswald()
+    data = von_oswald()
     best, loss = _best(1, False)
     assert best.rate == pytest.approx(6.06, rel=0.02)
-    assert half_error(Zero(), *told) == pytest.approx(0.417, abs=0.0005)
+    assert half_error(Zero(), *data) == pytest.approx(0.417, abs=0.0005)
     for wrong in (0.8, 1.25):
-        assert half_error(Descent(1, wrong * best.rate), *told) > 1.02 * loss
+        assert half_error(Descent(1, wrong * best.rate), *data) > 1.02 * loss
     # One step's error is a parabola of the rate.
-    torch.testing.assert_close(best.rate, _best_single_rate(*told), rtol=1e-6, atol=0)
+    torch.testing.assert_close(best.rate, _best_single_rate(*data), rtol=1e-6, atol=0)
 
 
-def _best_single_rate(x: Tensor, y: Tensor, asked: Tensor, target: Tensor) -> float:
-    unit = Descent(1, 1.0)(x, y, asked)
+def _best_single_rate(x: Tensor, y: Tensor, queries: Tensor, target: Tensor) -> float:
+    unit = Descent(1, 1.0)(x, y, queries)
     return float((unit * target).sum() / unit.square().sum())
 
 
 @pytest.mark.parametrize(("steps", "plus_plus"), [(2, False), (3, True)])
 def test_no_rate_nearby_is_better_than_the_best(steps: int, plus_plus: bool) -> None:
-    found = drawn(RegressionTasks(dimension=3, points=7, condition=10.0), 500)
-    told = found.x[:, :-1], found.y[:, :-1], found.x[:, -1:], found.clean[:, -1:]
-    best = best_descent(*told, steps=steps, plus_plus=plus_plus)
-    least = half_error(best, *told)
+    batch = drawn(RegressionTasks(dimension=3, points=7, condition=10.0), 500)
+    data = batch.x[:, :-1], batch.y[:, :-1], batch.x[:, -1:], batch.clean[:, -1:]
+    best = best_descent(*data, steps=steps, plus_plus=plus_plus)
+    least = half_error(best, *data)
     for factor in (0.97, 1.03):
         others: list[Predictor] = [
             DescentPlusPlus(steps, factor * best.rate, best.gamma)
@@ -314,28 +314,28 @@ def test_no_rate_nearby_is_better_than_the_best(steps: int, plus_plus: bool) -> 
         if isinstance(best, DescentPlusPlus):
             assert best.gamma > 0
             others.append(DescentPlusPlus(steps, best.rate, factor * best.gamma))
-        assert all(half_error(other, *told) > least for other in others)
+        assert all(half_error(other, *data) > least for other in others)
 
 
 def test_names_tell_predictors_apart() -> None:
-    assert len({one.name for one in ALL}) == len(ALL) - 1, "only the two of Bayes share one"
+    assert len({predictor.name for predictor in ALL}) == len(ALL) - 1, "only the two of Bayes share one"
     assert Descent(1, 0.5).name == "gradient descent, 1 step, rate 0.5"
 
 
 def test_errors_name_what_was_given() -> None:
-    with pytest.raises(ConfigError, match=r"strength of ridge is 0\.0; expected above 0. At 0 it is LeastSquares\(\)"):
+    with pytest.raises(ConfigError, match=r"strength of ridge is 0\.0; expected above 0\. For 0 use LeastSquares\(\)"):
         Ridge(0.0)
     with pytest.raises(ConfigError, match="k is 0"):
         NearestNeighbours(k=0)
     with pytest.raises(ConfigError, match=r"noise is -1 and weight_scale 1"):
         Bayes(-1, 1)
     x, y = torch.zeros(2, 3, 4), torch.zeros(2, 3)
-    for one in ALL:
+    for predictor in ALL:
         with pytest.raises(ShapeError, match=r"given \(2, 3, 4\), \(2, 2\) and \(2, 3, 4\)"):
-            one(x, y[:, :2], x)
+            predictor(x, y[:, :2], x)
     with pytest.raises(ShapeError, match=r"given \(2, 3, 4\), \(3,\) and"):
         by_point(Zero(), x, y[0])
-    with pytest.raises(ShapeError, match="no rate is best"):
+    with pytest.raises(ShapeError, match="is empty; the best rate needs"):
         best_descent(x, y, x[:, :0], y[:, :0], 1)
     with pytest.raises(ShapeError, match=r"target must be \(sequence, query\), \(2, 3\); given \(2, 1\)"):
         best_descent(x, y, x, y[:, :1], 1)
@@ -346,7 +346,7 @@ def test_errors_name_what_was_given() -> None:
 def test_heavy_ball_is_ahead_of_descent_where_the_condition_is_bad() -> None:
     x, y = (
         t.double()
-        for t in (lambda one: (one.x, one.y))(
+        for t in (lambda each: (each.x, each.y))(
             RegressionTasks(3, 8, condition=100.0).draw(400, torch.Generator().manual_seed(0))
         )
     )
@@ -360,11 +360,11 @@ def test_heavy_ball_is_ahead_of_descent_where_the_condition_is_bad() -> None:
 
 
 def test_the_best_of_several_predictors_has_the_least_error_and_one_that_overflows_is_none() -> None:
-    one = RegressionTasks(3, 6).draw(50, torch.Generator().manual_seed(0), torch.float64)
+    batch = RegressionTasks(3, 6).draw(50, torch.Generator().manual_seed(0), torch.float64)
     tried: list[Predictor] = [Descent(400, 1e9), Ridge(1.0), LeastSquares(), Ridge(0.01), Descent(1, 0.1)]
-    assert best_of(tried, one.x, one.y, one.y) == LeastSquares()
-    assert best_of(tried[:1], one.x, one.y, one.y) == tried[0]
-    assert best_of(tried, one.x, one.y, by_point(Ridge(0.01), one.x, one.y)) == Ridge(0.01)
+    assert best_of(tried, batch.x, batch.y, batch.y) == LeastSquares()
+    assert best_of(tried[:1], batch.x, batch.y, batch.y) == tried[0]
+    assert best_of(tried, batch.x, batch.y, by_point(Ridge(0.01), batch.x, batch.y)) == Ridge(0.01)
 
 
 def test_errors_by_point_are_over_that_of_predicting_zero() -> None:

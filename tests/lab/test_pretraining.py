@@ -29,7 +29,7 @@ from dualform.lab.losses import LossRecord, read_losses
 from dualform.lab.pretraining import Pretrained, pretrain
 from dualform.lab.recipe import Recipe, load_recipe
 from dualform.lab.tokenizer import train_tokenizer
-from dualform.lab.windows import Windows, gathered, spread_windows
+from dualform.lab.windows import Windows, gather_windows, spread_windows
 from dualform.models.editing.momentum import apply_momentum, momentum_of
 from dualform.models.loading.load import load_model
 from tests.lab.setting import PulledPlugError, StopAt, sentences, small_corpus, small_recipe
@@ -59,8 +59,8 @@ def weights(run: Pretrained) -> dict[str, Tensor]:
     return dict(run.model.state_dict())
 
 
-def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def same(first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return first.keys() == other.keys() and all(torch.equal(first[name], other[name]) for name in first)
 
 
 def untimed(losses: tuple[LossRecord, ...]) -> list[LossRecord]:
@@ -102,15 +102,15 @@ def by_hand(recipe: Recipe, corpus: Corpus) -> dict[str, Tensor]:
 @pytest.mark.parametrize("clip", [0.5, None])
 def test_training_is_adamw_on_the_mean_loss_of_each_batch(clip: float | None, corpus: Corpus, tmp_path: Path) -> None:
     recipe = small_recipe(precision="float64", weight_decay=0.5, clip=clip, micro_batch=3)
-    found, expected = weights(trained(recipe, corpus, tmp_path)), by_hand(recipe, corpus)
+    trained_weights, expected = weights(trained(recipe, corpus, tmp_path)), by_hand(recipe, corpus)
     # Rounding to float64 grows through AdamW's division where gradients are small.
     for name, weight in expected.items():
-        torch.testing.assert_close(found[name], weight, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(trained_weights[name], weight, rtol=1e-7, atol=1e-9)
     # Neither the decay nor the clipping could have been left out.
     for other in ({"weight_decay": 0.0}, {"clip": 0.01}):
         wrong = by_hand(recipe.model_copy(update=other), corpus)
         assert not torch.allclose(
-            wrong["model.layers.0.mlp.up_proj.weight"], found["model.layers.0.mlp.up_proj.weight"]
+            wrong["model.layers.0.mlp.up_proj.weight"], trained_weights["model.layers.0.mlp.up_proj.weight"]
         )
 
 
@@ -186,7 +186,7 @@ def test_twins_begin_alike_and_read_the_same(corpus: Corpus, tmp_path: Path) -> 
     runs = [trained(small_recipe(), corpus, tmp_path / name, prepare=prepared(name)) for name in ("plain", "changed")]
     assert torch.equal(torch.get_rng_state(), before)
     assert same(begun["plain"], begun["changed"])
-    assert all(torch.equal(one, two) for one, two in zip(read["plain"], read["changed"], strict=True))
+    assert all(torch.equal(first, two) for first, two in zip(read["plain"], read["changed"], strict=True))
     assert len(read["plain"]) == 12
     assert not same(weights(runs[0]), weights(runs[1]))
 
@@ -207,7 +207,7 @@ def test_a_run_that_goes_on_ends_with_the_same_weights(
     assert same(weights(run), weights(whole))
     assert untimed(run.losses) == untimed(whole.losses)
     assert (bar.seen, bar.total) == (128 * 12, 128 * 12)
-    assert step < 5 or bar.told[0] == f"step {step // 5 * 5}/12, from the checkpoint"
+    assert step < 5 or bar.messages[0] == f"step {step // 5 * 5}/12, from the checkpoint"
 
 
 def test_dropout_goes_on_as_it_would_have(corpus: Corpus, tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_a_killed_process_leaves_a_run_that_goes_on(whole: Pretrained, corpus: C
 def test_a_finished_run_is_read_and_not_run_again(whole: Pretrained, corpus: Corpus, validation: Corpus) -> None:
     bar = StopAt()
     again = trained(small_recipe(), corpus, whole.folder, validation=validation, progress=bar)
-    assert bar.told == ["step 12/12, from the checkpoint"]
+    assert bar.messages == ["step 12/12, from the checkpoint"]
     assert same(weights(again), weights(whole))
     assert again.losses == whole.losses
     assert not again.model.training
@@ -271,13 +271,13 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
         damaged.unlink()
     else:
         os.truncate(damaged, damaged.stat().st_size // 2)
-    with pytest.warns(UserWarning, match=r"checkpoint-12 cannot be read .* trying the one before it"):
+    with pytest.warns(UserWarning, match=r"checkpoint-12 cannot be read .* trying the previous one"):
         run = trained(small_recipe(), corpus, folder, validation=validation)
     assert same(weights(run), weights(whole))
     assert steps_in(folder) == [12, 10]
 
 
-def test_damaged_checkpoints_are_not_begun_anew_in_silence(whole: Pretrained, corpus: Corpus, tmp_path: Path) -> None:
+def test_damaged_checkpoints_are_an_error(whole: Pretrained, corpus: Corpus, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(whole.folder, tmp_path / "run"))
     for step in (10, 12):
         (folder / f"checkpoint-{step}" / "training.json").unlink()
@@ -289,12 +289,14 @@ def test_damaged_checkpoints_are_not_begun_anew_in_silence(whole: Pretrained, co
 
 
 @pytest.mark.parametrize("content", ["", '{"step": 1}\n', "{}\n" * 12])
-def test_losses_that_were_tampered_with_are_told(
+def test_losses_that_were_tampered_with_are_an_error(
     content: str, whole: Pretrained, corpus: Corpus, validation: Corpus, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(whole.folder, tmp_path / "run"))
     (folder / "losses.jsonl").write_text(content)
-    with pytest.raises(StorageError, match=r"losses\.jsonl (should hold steps 1 to 12|holds a line that is no loss)"):
+    with pytest.raises(
+        StorageError, match=r"losses\.jsonl (should contain steps 1 to 12|contains a line that is not a loss)"
+    ):
         trained(small_recipe(), corpus, folder, validation=validation)
 
 
@@ -318,7 +320,7 @@ def test_another_runs_checkpoint_is_refused_by_its_first_difference(
 ) -> None:
     recipe = small_recipe(**other.pop("recipe", {}))  # type: ignore[arg-type]
     text = validation if other.pop("corpus", None) else corpus
-    with pytest.raises(ConfigError, match=rf"checkpoint-12 is of another run: {message}"):
+    with pytest.raises(ConfigError, match=rf"checkpoint-12 belongs to another run: {message}"):
         trained(recipe, text, whole.folder, **({"validation": validation} | other))
     assert steps_in(whole.folder) == [12, 10]
 
@@ -332,7 +334,7 @@ def test_what_prepare_notes_in_the_config_is_part_of_the_run(corpus: Corpus, tmp
         _noting(model)
         model.model.layers[0].self_attn.register_parameter("gate", torch.nn.Parameter(torch.ones(2)))
 
-    with pytest.raises(ConfigError, match=r"prepared otherwise: model\.layers\.0\.self_attn\.gate differs"):
+    with pytest.raises(ConfigError, match=r"prepared differently: model\.layers\.0\.self_attn\.gate differs"):
         trained(small_recipe(), corpus, tmp_path, prepare=growing)
 
 
@@ -377,7 +379,7 @@ def test_the_losses_are_a_line_a_step(whole: Pretrained, corpus: Corpus, validat
     assert whole.tokens == 128 * 12
     assert 0 < whole.median_step_seconds < whole.step_seconds < whole.seconds
     # The validation loss, the plain way.
-    rows = gathered(validation.ids, spread_windows(validation.count, 16, 16), 16)
+    rows = gather_windows(validation.ids, spread_windows(validation.count, 16, 16), 16)
     with torch.no_grad():
         logits = whole.model(input_ids=rows[:, :-1]).logits
     expected = F.cross_entropy(logits.flatten(0, 1).double(), rows[:, 1:].flatten())
@@ -394,7 +396,7 @@ def test_progress_and_tracker_are_told(corpus: Corpus, validation: Corpus, tmp_p
     bar = StopAt()
     run = trained(small_recipe(), corpus, tmp_path, validation=validation, progress=bar, tracker=Tracker())
     words = r"step 4/12, loss \d\.\d{3}, validation \d\.\d{3}, [\d,]+ tokens/s, \d+ s left"
-    assert [bool(re.fullmatch(words, told)) for told in bar.told].count(True) == 1
+    assert [bool(re.fullmatch(words, outputs)) for outputs in bar.messages].count(True) == 1
     assert list(logged) == list(range(1, 13))
     assert [values["loss"] for values in logged.values()] == [record.loss for record in run.losses]
     assert [step for step, values in logged.items() if "validation_loss" in values] == [4, 8, 12]
@@ -468,14 +470,14 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 def test_what_does_not_fit_together_is_told_before_training(corpus: Corpus, tmp_path: Path) -> None:
     other = replace(corpus, tokenizer=train_tokenizer(sentences(3), 300))
     for recipe, held_out, message in (
-        (small_recipe(vocab_size=300), None, r"written in 320 tokens, and the recipe's vocab_size is 300"),
+        (small_recipe(vocab_size=300), None, r"has 320 tokens, but the recipe's vocab_size is 300"),
         (
             small_recipe(batch_tokens=1 << 17, tokens=1 << 18),
             None,
             r"corpus of [\d,]+ tokens is shorter than one batch",
         ),
-        (small_recipe(), other, r"the validation text is in other tokens than the corpus"),
-        (small_recipe(), replace(corpus, count=16), r"a corpus of 16 tokens holds no window of 16 tokens"),
+        (small_recipe(), other, r"the validation text has another tokenizer than the corpus"),
+        (small_recipe(), replace(corpus, count=16), r"a corpus of 16 tokens has no window of 16 tokens"),
     ):
         with pytest.raises(ConfigError, match=message):
             trained(recipe, corpus, tmp_path / "run", validation=held_out)
@@ -485,7 +487,7 @@ def test_what_does_not_fit_together_is_told_before_training(corpus: Corpus, tmp_
 def test_another_set_up_of_accelerate_is_told(corpus: Corpus, tmp_path: Path) -> None:
     accelerate.Accelerator(cpu=True, mixed_precision="bf16")
     try:
-        with pytest.raises(ConfigError, match="accelerate was set up otherwise in this process"):
+        with pytest.raises(ConfigError, match="accelerate was configured differently in this process"):
             trained(small_recipe(), corpus, tmp_path)
         assert accelerate.state.is_initialized()  # it is another's
     finally:
@@ -507,7 +509,7 @@ def test_processes_that_do_not_know_of_each_other_are_told(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    with pytest.raises(ConfigError, match=r"2 processes were launched, and accelerate counts 1\. .*ACCELERATE_USE_CPU"):
+    with pytest.raises(ConfigError, match=r"2 processes were launched, but accelerate counts 1\. .*ACCELERATE_USE_CPU"):
         pretrain(small_recipe(), corpus, tmp_path)
     assert not accelerate.state.is_initialized()
 
@@ -562,19 +564,19 @@ def test_two_processes_train_the_model_of_one(corpus: Corpus, validation: Corpus
         for rank in range(2)
     ]
     try:
-        told = [process.communicate(timeout=120)[0] for process in processes]
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], told
-    assert all("a batch of 3 sequences cannot be shared equally among 2 processes" in words for words in told)
-    one = trained(small_recipe(precision="float64", micro_batch=3), corpus, tmp_path / "one", validation=validation)
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert all("a batch of 3 sequences cannot be divided equally among 2 processes" in words for words in outputs)
+    first = trained(small_recipe(precision="float64", micro_batch=3), corpus, tmp_path / "one", validation=validation)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "two" / "checkpoint-12", dtype=torch.float64)
-    for name, weight in weights(one).items():
+    for name, weight in weights(first).items():
         torch.testing.assert_close(model.state_dict()[name], weight, rtol=1e-7, atol=1e-9)
     two = read_losses(tmp_path / "two" / "losses.jsonl")
-    assert [record.loss for record in two] == pytest.approx([record.loss for record in one.losses])
-    assert two[-1].validation == pytest.approx(one.validation)
+    assert [record.loss for record in two] == pytest.approx([record.loss for record in first.losses])
+    assert two[-1].validation == pytest.approx(first.validation)
 
 
 def test_the_shipped_tiny_recipe_trains(corpus: Corpus, tmp_path: Path) -> None:

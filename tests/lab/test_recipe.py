@@ -58,21 +58,21 @@ def test_a_file_of_ones_own_may_take_the_model_of_a_shipped_recipe(tmp_path: Pat
         ({"batch_tokens": 10}, r"batch_tokens 10 must be a multiple of length 16: 16$"),
         ({"tokens": 100}, r"tokens 100 must be at least one batch of 128"),
         ({"vocab_size": 256}, r"vocab_size: Input should be greater than or equal to 257 \(given 256\)"),
-        ({"betas": (0.9, 1.0)}, r"betas \[0\.9, 1\.0\] must lie between 0 and 1"),
+        ({"betas": (0.9, 1.0)}, r"betas \[0\.9, 1\.0\] must lie in \[0, 1\)"),
         ({"clip": math.inf}, r"clip inf must be finite"),
         ({"precision": "float16"}, r"precision: .*'float32', 'bfloat16' or 'float64'"),
         ({"warmups": 0.1}, r"warmups: Extra inputs are not permitted"),
         ({"model": "medium"}, r"model: must be a config or one of tiny, small, 124m, 350m \(given 'medium'\)"),
-        ({"model": {}}, r"model_type None is no causal language model"),
-        ({"model": {"model_type": "lama"}}, r"model_type 'lama' is no causal .*; is 'llama' meant\?"),
-        ({"model": {"model_type": "t5"}}, r"model_type 't5' is no causal language model"),
-        ({"model": {"model_type": "llama", "hiden_size": 8}}, r"no field 'hiden_size'; is 'hidden_size' meant\?"),
-        ({"model": {"model_type": "llama", "vocab_size": 8}}, r"vocab_size stands beside the model"),
+        ({"model": {}}, r"model_type None is not a causal language model"),
+        ({"model": {"model_type": "lama"}}, r"model_type 'lama' is not a causal .*; did you mean 'llama'\?"),
+        ({"model": {"model_type": "t5"}}, r"model_type 't5' is not a causal language model"),
+        ({"model": {"model_type": "llama", "hiden_size": 8}}, r"no field 'hiden_size'; did you mean 'hidden_size'\?"),
+        ({"model": {"model_type": "llama", "vocab_size": 8}}, r"vocab_size is a field of the recipe"),
         (
             {"model": {"model_type": "llama", "hidden_size": 30, "num_attention_heads": 4}},
             r"LlamaConfig does not accept this model: .*not a multiple",
         ),
-        ({"model": {"model_type": "gpt2", "n_positions": 8}}, r"has 8 positions, and sequences are 16 tokens long"),
+        ({"model": {"model_type": "gpt2", "n_positions": 8}}, r"has 8 positions, but sequences are 16 tokens long"),
     ],
 )
 def test_a_wrong_setting_is_named_before_anything_is_built(settings: dict[str, object], message: str) -> None:
@@ -129,8 +129,8 @@ def test_the_initial_weights_depend_on_their_seed_alone() -> None:
     first, again, other = (small_recipe(seed=seed, data_seed=n).build() for n, seed in enumerate((1, 1, 2)))
     assert torch.equal(torch.get_rng_state(), before)
     pairs = list(zip(first.parameters(), again.parameters(), other.parameters(), strict=True))
-    assert all(torch.equal(one, two) for one, two, _ in pairs)
-    assert not all(torch.equal(one, two) for one, _, two in pairs)
+    assert all(torch.equal(first, second) for first, second, _ in pairs)
+    assert not all(torch.equal(first, second) for first, _, second in pairs)
 
 
 def test_the_end_of_text_has_an_embedding_that_learns() -> None:

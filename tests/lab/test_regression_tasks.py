@@ -30,39 +30,39 @@ def mean_square(values: torch.Tensor) -> float:
 @pytest.mark.parametrize("target", ["linear", "sparse", "network"])
 def test_at_the_defaults_inputs_and_targets_are_of_unit_size(target: Target) -> None:
     # Of 4,000 functions the mean square of y is known to a few percent.
-    found = drawn(RegressionTasks(dimension=8, points=9, target=target, hidden=16))
-    assert found.x.shape == (4000, 9, 8)
-    assert found.y.shape == (4000, 9)
-    assert mean_square(found.x) == pytest.approx(1.0, abs=0.02)
-    assert mean_square(found.clean) == pytest.approx(1.0, abs=0.08)
-    assert found.y.equal(found.clean)
+    batch = drawn(RegressionTasks(dimension=8, points=9, target=target, hidden=16))
+    assert batch.x.shape == (4000, 9, 8)
+    assert batch.y.shape == (4000, 9)
+    assert mean_square(batch.x) == pytest.approx(1.0, abs=0.02)
+    assert mean_square(batch.clean) == pytest.approx(1.0, abs=0.08)
+    assert batch.y.equal(batch.clean)
 
 
 def test_linear_targets_are_w_x() -> None:
-    found = drawn(TASKS)
-    assert found.w is not None
-    torch.testing.assert_close((found.x * found.w[:, None]).sum(-1), found.clean)
-    assert float(found.w.std()) == pytest.approx(0.5, rel=0.03)
+    batch = drawn(TASKS)
+    assert batch.w is not None
+    torch.testing.assert_close((batch.x * batch.w[:, None]).sum(-1), batch.clean)
+    assert float(batch.w.std()) == pytest.approx(0.5, rel=0.03)
 
 
 def test_a_sparse_function_hangs_on_few_inputs_and_any_as_often_as_another() -> None:
-    found = drawn(RegressionTasks(dimension=6, points=4, target="sparse", sparsity=2))
-    assert found.w is not None
-    kept = found.w != 0
+    batch = drawn(RegressionTasks(dimension=6, points=4, target="sparse", sparsity=2))
+    assert batch.w is not None
+    kept = batch.w != 0
     assert (kept.sum(-1) == 2).all()
     # A third of 4,000 each, give or take three standard deviations.
     torch.testing.assert_close(kept.double().mean(0), torch.full((6,), 1 / 3).double(), atol=0.023, rtol=0)
     # The scale is that of each weight, zeros among them.
-    assert mean_square(found.w) == pytest.approx(1 / 6, rel=0.05)
-    torch.testing.assert_close((found.x * found.w[:, None]).sum(-1), found.clean)
+    assert mean_square(batch.w) == pytest.approx(1 / 6, rel=0.05)
+    torch.testing.assert_close((batch.x * batch.w[:, None]).sum(-1), batch.clean)
 
 
 def test_no_weights_explain_a_network_but_those_of_linear_functions_do() -> None:
     residuals = {}
     for target in ("linear", "network"):
-        found = drawn(RegressionTasks(dimension=3, points=64, target=target, hidden=8), 50)
-        w = torch.linalg.lstsq(found.x, found.clean[..., None]).solution
-        residuals[target] = mean_square((found.x @ w)[..., 0] - found.clean) / mean_square(found.clean)
+        batch = drawn(RegressionTasks(dimension=3, points=64, target=target, hidden=8), 50)
+        w = torch.linalg.lstsq(batch.x, batch.clean[..., None]).solution
+        residuals[target] = mean_square((batch.x @ w)[..., 0] - batch.clean) / mean_square(batch.clean)
     assert residuals["linear"] < 1e-25
     assert residuals["network"] > 0.1
     assert drawn(RegressionTasks(dimension=3, points=4, target="network"), 2).w is None
@@ -75,12 +75,12 @@ def test_a_network_is_homogeneous_as_relu_is() -> None:
 
 
 def test_uniform_inputs_keep_to_their_cube_and_are_not_turned() -> None:
-    found = drawn(RegressionTasks(dimension=3, points=50, inputs="uniform", input_scale=3.0), 400)
-    assert float(found.x.abs().max()) <= 1.5
-    assert float(found.x.abs().max()) > 1.49
-    assert mean_square(found.x) == pytest.approx(9 / 12, rel=0.02)
+    batch = drawn(RegressionTasks(dimension=3, points=50, inputs="uniform", input_scale=3.0), 400)
+    assert float(batch.x.abs().max()) <= 1.5
+    assert float(batch.x.abs().max()) > 1.49
+    assert mean_square(batch.x) == pytest.approx(9 / 12, rel=0.02)
     # A uniform variable's kurtosis, which sums of several (a turned cube) do not have.
-    assert float((found.x**4).mean()) / mean_square(found.x) ** 2 == pytest.approx(1.8, abs=0.03)
+    assert float((batch.x**4).mean()) / mean_square(batch.x) ** 2 == pytest.approx(1.8, abs=0.03)
 
 
 @pytest.mark.parametrize("inputs", ["normal", "uniform"])
@@ -102,8 +102,8 @@ def test_each_sequence_is_skewed_in_directions_of_its_own() -> None:
     assert abs(float(first @ second)) < 0.95
     directions = random_directions(5, 3, torch.Generator().manual_seed(0), torch.float64)
     torch.testing.assert_close(directions @ directions.mT, torch.eye(3).double().expand(5, 3, 3))
-    one = torch.ones(2, 4, 1).double()
-    assert stretched(one, 10.0, one[:, :1]).equal(one), "one dimension has no shape"
+    ones = torch.ones(2, 4, 1).double()
+    assert stretched(ones, 10.0, ones[:, :1]).equal(ones), "one dimension has no shape"
 
 
 def test_noise_is_added_to_what_is_shown_and_not_to_the_function() -> None:
@@ -124,10 +124,10 @@ def test_equal_generators_draw_the_same_and_others_do_not() -> None:
 
 
 def test_predicting_zero_in_von_oswalds_setting_has_the_loss_of_the_paper() -> None:
-    found = drawn(VON_OSWALD, 8000)
-    assert found.x.shape[1:] == (11, 10)
+    batch = drawn(VON_OSWALD, 8000)
+    assert batch.x.shape[1:] == (11, 10)
     # Half of d Var(x) Var(w) = 10 / 12.
-    assert mean_square(found.y) / 2 == pytest.approx(0.417, rel=0.02)
+    assert mean_square(batch.y) / 2 == pytest.approx(0.417, rel=0.02)
 
 
 def test_errors_name_every_mistake() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dualform.errors import ConfigError, ShapeError, TrainingError
-from dualform.lab.in_context_training import TrainedModels, _drawn, mean_gram, self_attention_training, train_together
+from dualform.lab.in_context_training import TrainedModels, _draw, mean_gram, self_attention_training, train_together
 from dualform.lab.predictors import Descent, DescentPlusPlus, best_descent
 from dualform.lab.regression_tasks import VON_OSWALD, RegressionTasks
 from dualform.lab.self_attention import (
@@ -46,7 +46,7 @@ def shape(kind: str) -> SelfAttentionConfig:
 def model_of(kind: str, seed: int = 0) -> InContextTransformer:
     """In float64, with weights far from the first ones, in which W_Q and W_K would be equal."""
     generator = torch.Generator().manual_seed(seed)
-    weights = shape(kind).drawn(generator)
+    weights = shape(kind).draw_weights(generator)
     moved = {name: value + 0.3 * torch.randn(value.shape, generator=generator) for name, value in weights.items()}
     return InContextTransformer(shape(kind), moved).double()
 
@@ -95,23 +95,23 @@ def slowly(model: InContextTransformer, x: Tensor, y: Tensor, query: Tensor) -> 
 @pytest.mark.parametrize("kind", KINDS)
 def test_predictions_are_those_of_the_equation(kind: str) -> None:
     model = model_of(kind)
-    x, y, asked = examples()
+    x, y, queries = examples()
     with torch.no_grad():
-        found = model.ask(x, y, asked)
-        expected = [[slowly(model, x[n], y[n], query) for query in asked[n]] for n in range(len(x))]
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)
+        result = model.predict(x, y, queries)
+        expected = [[slowly(model, x[n], y[n], query) for query in queries[n]] for n in range(len(x))]
+    torch.testing.assert_close(result, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", LINEAR)
 def test_the_gram_matrix_and_the_tokens_say_the_same_and_have_the_same_gradients(kind: str) -> None:
     model = model_of(kind)
-    x, y, asked = (one[None] for one in examples())
-    found = []
+    x, y, queries = (tensor[None] for tensor in examples())
+    result = []
     for way in (predict, predict_by_tokens):
         weights = {name: value.detach().requires_grad_() for name, value in model.weights.items()}
-        predicted = way(model.config, weights, x, y, asked)
-        found.append([predicted, *torch.autograd.grad(predicted.square().sum(), list(weights.values()))])
-    for fast, slow in zip(*found, strict=True):
+        predicted = way(model.config, weights, x, y, queries)
+        result.append([predicted, *torch.autograd.grad(predicted.square().sum(), list(weights.values()))])
+    for fast, slow in zip(*result, strict=True):
         torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-9)
 
 
@@ -121,23 +121,25 @@ def test_layers_are_those_of_the_constructions(kind: str) -> None:
     w = {name: value[0] for name, value in model.weights.items()}
     which = [0] * model.config.layers if model.config.recurrent else range(model.config.layers)
     layers = [LinearSelfAttention(w["W_K"][i], w["W_Q"][i], w["W_V"][i], w["P"][i]) for i in which]
-    x, y, asked = examples()
-    torch.testing.assert_close(model.ask(x, y, asked), descend_by_layers(layers, x, y[..., None], asked)[..., 0])
+    x, y, queries = examples()
+    torch.testing.assert_close(
+        model.predict(x, y, queries), descend_by_layers(layers, x, y[..., None], queries)[..., 0]
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_weight_has_the_gradient_that_finite_differences_have(kind: str) -> None:
     model = model_of(kind)
-    x, y, asked = examples(2, 1)
+    x, y, queries = examples(2, 1)
     direction = torch.Generator().manual_seed(3)
     for parameter in model.parameters():
         along = torch.randn(parameter.shape, generator=direction, dtype=torch.float64)
-        (gradient,) = torch.autograd.grad(model.ask(x, y, asked).sum(), parameter)
+        (gradient,) = torch.autograd.grad(model.predict(x, y, queries).sum(), parameter)
         ends = []
         with torch.no_grad():
             for step in (1e-5, -2e-5):
                 parameter.add_(step * along)
-                ends.append(float(model.ask(x, y, asked).sum()))
+                ends.append(float(model.predict(x, y, queries).sum()))
             parameter.add_(1e-5 * along)
         # Central differences err by the step squared times a third derivative.
         assert float((gradient * along).sum()) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-5, abs=1e-7)
@@ -146,66 +148,68 @@ def test_every_weight_has_the_gradient_that_finite_differences_have(kind: str) -
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_last_y_is_never_looked_at_and_examples_have_no_order(kind: str) -> None:
     model = model_of(kind)
-    x, y, asked = examples(queries=1)
-    all_x, all_y = torch.cat([x, asked], 1), torch.cat([y, torch.ones(len(y), 1).double()], 1)
-    found = model(all_x, all_y)
-    assert found.shape == (4,)
+    x, y, queries = examples(queries=1)
+    all_x, all_y = torch.cat([x, queries], 1), torch.cat([y, torch.ones(len(y), 1).double()], 1)
+    result = model(all_x, all_y)
+    assert result.shape == (4,)
     other = all_y.clone()
     other[:, -1] = 7
-    assert torch.equal(model(all_x, other), found)
-    torch.testing.assert_close(model.ask(x.flip(1), y.flip(1), asked)[:, 0], found)
+    assert torch.equal(model(all_x, other), result)
+    torch.testing.assert_close(model.predict(x.flip(1), y.flip(1), queries)[:, 0], result)
     other[:, 0] += 1
-    assert not torch.allclose(model(all_x, other), found)
+    assert not torch.allclose(model(all_x, other), result)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_query_sees_another(kind: str) -> None:
     model = model_of(kind)
-    x, y, asked = examples(queries=3)
-    together = model.ask(x, y, asked)
-    torch.testing.assert_close(together[:, 1:2], model.ask(x, y, asked[:, 1:2]))
+    x, y, queries = examples(queries=3)
+    together = model.predict(x, y, queries)
+    torch.testing.assert_close(together[:, 1:2], model.predict(x, y, queries[:, 1:2]))
 
 
 @pytest.mark.parametrize("layers", [1, 2, 4])
 @pytest.mark.parametrize("gamma", [0.0, 0.02])
 def test_constructed_products_do_descent(layers: int, gamma: float) -> None:
-    x, y, asked = examples()
+    x, y, queries = examples()
     eta = 0.4
-    found = Products.of_descent(D, layers, eta, gamma, N)(x[None], y[None], asked[None])[0]
+    result = Products.of_descent(D, layers, eta, gamma, N)(x[None], y[None], queries[None])[0]
     exact = DescentPlusPlus(layers, eta, gamma) if gamma else Descent(layers, eta)
-    torch.testing.assert_close(found, exact(x, y, asked), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(result, exact(x, y, queries), rtol=1e-12, atol=1e-12)
     W0 = torch.zeros(1, D, dtype=torch.float64)
     layer = gd_plus_plus_layer(W0, eta, gamma, N) if gamma else gd_layer(W0, eta, N)
-    torch.testing.assert_close(found, descend_by_layers([layer] * layers, x, y[..., None], asked)[..., 0])
-    wrong = Products.of_descent(D, layers, 2 * eta, gamma, N)(x[None], y[None], asked[None])[0]
-    assert not torch.allclose(found, wrong)
+    torch.testing.assert_close(result, descend_by_layers([layer] * layers, x, y[..., None], queries)[..., 0])
+    wrong = Products.of_descent(D, layers, 2 * eta, gamma, N)(x[None], y[None], queries[None])[0]
+    assert not torch.allclose(result, wrong)
 
 
 @pytest.mark.parametrize("kind", ["linear", "deep", "recurrent"])
 def test_balanced_products_do_the_same_and_interpolation_goes_from_one_to_the_other(kind: str) -> None:
     model = model_of(kind)
-    x, y, asked = (one[None] for one in examples())
+    x, y, queries = (tensor[None] for tensor in examples())
     own, built = model.products().balanced(), Products.of_descent(D, model.config.layers, 0.5, 0.0, N)
-    torch.testing.assert_close(own(x, y, asked), model.products()(x, y, asked))
+    torch.testing.assert_close(own(x, y, queries), model.products()(x, y, queries))
     torch.testing.assert_close(
         own.KQ[..., :D, :D].diagonal(dim1=-2, dim2=-1).mean(-1), torch.ones_like(own.KQ[..., 0, 0])
     )
-    torch.testing.assert_close(own.towards(built, 0.0)(x, y, asked), own(x, y, asked))
-    torch.testing.assert_close(own.towards(built, 1.0)(x, y, asked), built(x, y, asked))
+    torch.testing.assert_close(own.towards(built, 0.0)(x, y, queries), own(x, y, queries))
+    torch.testing.assert_close(own.towards(built, 1.0)(x, y, queries), built(x, y, queries))
     # Whatever scale P W_V and W_K^T W_Q trade, sign included, balanced ones are the same.
     other = Products(-5 * model.products().PV, -model.products().KQ / 5).balanced()
     torch.testing.assert_close((other.PV, other.KQ), (own.PV, own.KQ))
 
 
 def test_a_linear_predictors_sensitivity_is_its_w() -> None:
-    x, y, asked = examples()
+    x, y, queries = examples()
     descent = Descent(1, 0.7)
     w = 0.7 / N * (y[..., None] * x).sum(1)
-    torch.testing.assert_close(sensitivities(descent, x, y, asked), w[:, None].expand(-1, 2, -1))
+    torch.testing.assert_close(sensitivities(descent, x, y, queries), w[:, None].expand(-1, 2, -1))
     model = model_of("softmax")
     step = torch.tensor([1e-6, 0, 0]).double()
-    difference = (model.ask(x, y, asked + step) - model.ask(x, y, asked - step)) / 2e-6
-    torch.testing.assert_close(sensitivities(model.ask, x, y, asked)[..., 0], difference.detach(), rtol=1e-5, atol=1e-7)
+    difference = (model.predict(x, y, queries + step) - model.predict(x, y, queries - step)) / 2e-6
+    torch.testing.assert_close(
+        sensitivities(model.predict, x, y, queries)[..., 0], difference.detach(), rtol=1e-5, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("kind", ["recurrent", "all"])
@@ -219,7 +223,7 @@ def test_seeds_trained_together_are_what_each_is_alone(kind: str) -> None:
             # Sums of several models are taken in another order.
             torch.testing.assert_close(value, alone.weights[name], rtol=1e-3, atol=1e-5)
     first = together.model(1, 0).weights
-    drawn = shape(kind).drawn(stream("weights", 1), mean_gram(TASKS))
+    drawn = shape(kind).draw_weights(stream("weights", 1), mean_gram(TASKS))
     assert all(torch.equal(first[name][0], drawn[name]) for name in drawn)
     assert not torch.allclose(together.model(1).weights["P"], together.model(2).weights["P"], atol=1e-3)
 
@@ -236,10 +240,12 @@ def test_what_a_first_layer_does_is_the_same_however_many_the_examples(kind: str
     changes = []
     for points in (10, 250):
         tasks = replace(VON_OSWALD, dimension=D, points=points + 1)
-        weights = shape(kind).drawn(torch.Generator().manual_seed(0), mean_gram(tasks))
+        weights = shape(kind).draw_weights(torch.Generator().manual_seed(0), mean_gram(tasks))
         drawn = tasks.draw(500, torch.Generator().manual_seed(1))
-        x, y, asked = drawn.x[:, :-1], drawn.y[:, :-1], drawn.x[:, -1:]
-        predicted = predict(shape(kind), {name: value[None] for name, value in weights.items()}, *_of_one(x, y, asked))
+        x, y, queries = drawn.x[:, :-1], drawn.y[:, :-1], drawn.x[:, -1:]
+        predicted = predict(
+            shape(kind), {name: value[None] for name, value in weights.items()}, *_of_one(x, y, queries)
+        )
         changes.append(float(predicted.square().mean().sqrt()))
     assert changes[1] == pytest.approx(changes[0], rel=0.5)
 
@@ -250,7 +256,7 @@ def _of_one(*tensors: Tensor) -> list[Tensor]:
 
 def test_sequences_of_a_seed_are_drawn_for_nothing_else() -> None:
     tasks = replace(TASKS, points=N + 16)
-    (x, *_) = _drawn(tasks, 2, N, [stream("training", seed) for seed in (1, 2)])
+    (x, *_) = _draw(tasks, 2, N, [stream("training", seed) for seed in (1, 2)])
     assert not torch.equal(x[0], x[1])
     others = [torch.Generator().manual_seed(1), stream("test", 1), stream("tuning", 0), stream("training", 2**32 + 1)]
     for other in others:
@@ -286,29 +292,31 @@ def _loss(predicted: Tensor, target: Tensor) -> float:
 def test_a_trained_layer_is_a_step_of_descent(
     seed: int, trained: TrainedModels, new: tuple[Tensor, Tensor, Tensor, Tensor]
 ) -> None:
-    x, y, asked, target = new
+    x, y, queries, target = new
     model = trained.model(seed).double().requires_grad_(False)
-    step = best_descent(x, y, asked, target, 1)
+    step = best_descent(x, y, queries, target, 1)
     assert isinstance(step, Descent)
-    best = _loss(step(x, y, asked), target)
+    best = _loss(step(x, y, queries), target)
     # The weights' spread after so few steps adds a percent or two; the study trains until less than one is left.
-    assert _loss(model.ask(x, y, asked), target) < 1.03 * best
-    own, exact = sensitivities(model.ask, x, y, asked), sensitivities(step, x, y, asked)
+    assert _loss(model.predict(x, y, queries), target) < 1.03 * best
+    own, exact = sensitivities(model.predict, x, y, queries), sensitivities(step, x, y, queries)
     assert float(torch.cosine_similarity(own, exact, dim=-1).mean()) > 0.98
     # What is no such step: another rate, and a context in which each y stands beside another's x.
-    assert _loss(replace(step, rate=2 * step.rate)(x, y, asked), target) > 1.1 * best
-    assert _loss(model.ask(x, y.roll(1, 1), asked), target) > 1.1 * best
+    assert _loss(replace(step, rate=2 * step.rate)(x, y, queries), target) > 1.1 * best
+    assert _loss(model.predict(x, y.roll(1, 1), queries), target) > 1.1 * best
 
 
 def test_what_cannot_be_is_named() -> None:
     with pytest.raises(ConfigError, match="layers is 0, expected 1 or more; mlp is -1"):
         SelfAttentionConfig(D, layers=0, mlp=-1)
-    with pytest.raises(ConfigError, match="inputs of 3 and an example or more; the tasks have 4 and 5"):
+    with pytest.raises(
+        ConfigError, match="inputs of dimension 3 and at least one example; the tasks have dimension 4 and 5"
+    ):
         train_together(shape("linear"), replace(TASKS, dimension=4), self_attention_training(1), (1,))
     with pytest.raises(ConfigError, match="not described by products"):
         model_of("softmax").products()
-    x, y, asked = examples()
-    with pytest.raises(ShapeError, match=r"asked \(sequence, query, 3\); given .*\(4, 2, 2\)"):
-        model_of("linear").ask(x, y, asked[..., :2])
+    x, y, queries = examples()
+    with pytest.raises(ShapeError, match=r"queries \(sequence, query, 3\); given .*\(4, 2, 2\)"):
+        model_of("linear").predict(x, y, queries[..., :2])
     with pytest.raises(TrainingError, match=r"step \d+: the loss of seed 1 is (nan|inf) .* fewer examples"):
         train_together(shape("deep"), TASKS, self_attention_training(30, learning_rate=1e9), (1,))

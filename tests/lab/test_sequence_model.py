@@ -49,16 +49,16 @@ def test_every_attention_and_every_rule_is_a_mixer() -> None:
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_a_prediction_sees_all_that_is_before_it_and_nothing_else(mixer: Mixer) -> None:
-    model, one = trained_a_little(mixer), drawn()
+    model, batch = trained_a_little(mixer), drawn()
     with torch.no_grad():
-        before = model(one.x, one.y)
-        y, x = one.y.clone(), one.x.clone()
+        before = model(batch.x, batch.y)
+        y, x = batch.y.clone(), batch.x.clone()
         y[:, 3:] += 1
         x[:, 4:] += 1
         after = model(x, y)
-        changed = one.y.clone()
+        changed = batch.y.clone()
         changed[:, 0] += 1
-        from_first = model(one.x, changed)
+        from_first = model(batch.x, changed)
     torch.testing.assert_close(after[:, :4], before[:, :4])
     assert bool(((after - before)[:, 4:].abs() > 1e-9).all())
     torch.testing.assert_close(from_first[:, 0], before[:, 0])
@@ -67,13 +67,13 @@ def test_a_prediction_sees_all_that_is_before_it_and_nothing_else(mixer: Mixer) 
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_chunks_change_nothing_and_every_parameter_learns(mixer: Mixer) -> None:
-    model, one = trained_a_little(mixer, mlp=6, layers=2), drawn()
-    predicted = model(one.x, one.y)
-    (predicted - one.y).square().mean().backward()
+    model, batch = trained_a_little(mixer, mlp=6, layers=2), drawn()
+    predicted = model(batch.x, batch.y)
+    (predicted - batch.y).square().mean().backward()
     assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in model.parameters())
     other = SequenceModel(replace(model.config, chunk=64)).double()
     other.load_state_dict(model.state_dict())
-    torch.testing.assert_close(other(one.x, one.y), predicted, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(other(batch.x, batch.y), predicted, rtol=1e-9, atol=1e-9)
 
 
 def test_models_of_a_seed_begin_with_the_same_weights_whatever_the_mixer() -> None:
@@ -102,13 +102,13 @@ def test_gates_begin_constant_and_then_read_the_token() -> None:
     assert all(gate(states).std() > 0 for gate in after.gates.values())
 
 
-def predicted_by_hand(mixer: Mixer, one: Sequences, rate: float, ridge: float = 1.0) -> Tensor:
+def predicted_by_hand(mixer: Mixer, batch: Sequences, rate: float, ridge: float = 1.0) -> Tensor:
     """Of a layer alone on tokens (x, y, mark), with projections that pick x and y and gates that read the mark."""
     model = SequenceModel(SequenceModelConfig(mixer, dimension=3, width=5, layers=1, heads=1))
     layer = layer_of(model.double())
-    tokens = one.x.new_zeros(*one.y.shape, 2, 5)
-    tokens[..., :3] = one.x[:, :, None]
-    tokens[:, :, 1, 3], tokens[:, :, 1, 4] = one.y, 1
+    tokens = batch.x.new_zeros(*batch.y.shape, 2, 5)
+    tokens[..., :3] = batch.x[:, :, None]
+    tokens[:, :, 1, 3], tokens[:, :, 1, 4] = batch.y, 1
     pick_x, pick_y = (torch.zeros(5, 5, dtype=torch.float64) for _ in range(2))
     pick_x[[0, 1, 2], [0, 1, 2]] = 1
     pick_y[0, 3] = 1
@@ -136,16 +136,16 @@ def predicted_by_hand(mixer: Mixer, one: Sequences, rate: float, ridge: float = 
 def test_a_layer_written_by_hand_is_the_predictor_that_it_stands_for(
     mixer: Mixer, predictor: Predictor, other: Predictor
 ) -> None:
-    one = drawn()
+    batch = drawn()
     # Of unit length, as these layers make their keys.
-    one = replace(one, x=torch.nn.functional.normalize(one.x, dim=-1))
-    at = torch.arange(one.y.shape[1], dtype=torch.float64)
-    found = predicted_by_hand(mixer, one, rate={"delta": 0.3, "mesa": 0.7, "linear": 1.0}[mixer], ridge=0.2 * 0.7)
+    batch = replace(batch, x=torch.nn.functional.normalize(batch.x, dim=-1))
+    at = torch.arange(batch.y.shape[1], dtype=torch.float64)
+    by_hand = predicted_by_hand(mixer, batch, rate={"delta": 0.3, "mesa": 0.7, "linear": 1.0}[mixer], ridge=0.2 * 0.7)
     if mixer == "linear":
         # Divided by the tokens so far, where the predictor divides by examples; scaled as softmax's queries are.
-        found = found * (2 * at + 1) / at.clamp(min=1) * 5**0.5
-    torch.testing.assert_close(found, by_point(predictor, one.x, one.y), rtol=1e-9, atol=1e-9)
-    assert not torch.allclose(found, by_point(other, one.x, one.y), rtol=1e-2)
+        by_hand = by_hand * (2 * at + 1) / at.clamp(min=1) * 5**0.5
+    torch.testing.assert_close(by_hand, by_point(predictor, batch.x, batch.y), rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(by_hand, by_point(other, batch.x, batch.y), rtol=1e-2)
 
 
 def test_attention_of_one_head_is_what_torch_says() -> None:
@@ -170,9 +170,9 @@ def test_training_learns() -> None:
         after_step=lambda step: losses.append(step.loss),
     )
     assert len(losses) == 80
-    one = TASKS.draw(500, torch.Generator().manual_seed(9))
+    batch = TASKS.draw(500, torch.Generator().manual_seed(9))
     with torch.no_grad():
-        errors = (model(one.x, one.y) - one.y).square().mean(0)
+        errors = (model(batch.x, batch.y) - batch.y).square().mean(0)
     assert errors[-1] < 0.5 < errors[0]
 
 
@@ -183,9 +183,9 @@ def test_equal_seeds_train_equal_models_on_sequences_that_the_mixer_has_no_part_
     once = train_sequence_model(
         shape(mixer), TASKS, Training(2, batch=8), seed=1, after_step=lambda step: losses.append(step.loss)
     )
-    one = TASKS.draw(8, generator)
+    batch = TASKS.draw(8, generator)
     with torch.no_grad():
-        first = (SequenceModel(shape(mixer), seed=1)(one.x, one.y) - one.y).square().mean()
+        first = (SequenceModel(shape(mixer), seed=1)(batch.x, batch.y) - batch.y).square().mean()
     assert losses[0] == pytest.approx(float(first))
     again = train_sequence_model(shape(mixer), TASKS, Training(2, batch=8), seed=1)
     for a, b in zip(once.parameters(), again.parameters(), strict=True):
@@ -204,9 +204,9 @@ def test_a_loss_that_is_no_number_is_named() -> None:
     ("settings", "says"),
     [
         ({"mixer": "hopfield"}, "mixer is 'hopfield'; expected one of 'softmax', "),
-        ({"llama": True}, "mixer is 'softmax' and mlp 0; expected 'softmax' and 1 or more"),
+        ({"llama": True}, "mixer is 'softmax' and mlp 0; a Llama needs"),
         ({"llama": True, "mixer": "delta", "mlp": 8}, "mixer is 'delta' and mlp 8"),
-        ({"heads": 3}, "width 8 cannot be shared out among 3 heads"),
+        ({"heads": 3}, "width is 8; expected a multiple of 3"),
         ({"layers": 0}, "layers is 0; expected 1 or more"),
         ({"chunk": 1}, "chunk is 1; expected 2 or more"),
         ({"mini_batch": 0}, "mini_batch is 0; expected 1 or more"),
@@ -221,7 +221,7 @@ def test_tensors_and_tasks_of_another_dimension_are_refused() -> None:
     model = SequenceModel(shape("softmax"))
     with pytest.raises(ShapeError, match=r"x must be \(sequence, point, 3\).*\(5, 7, 2\) and \(5, 7\)"):
         model(torch.zeros(5, 7, 2), torch.zeros(5, 7))
-    with pytest.raises(ConfigError, match="dimension 3, the tasks have 2"):
+    with pytest.raises(ConfigError, match="dimension 3; the tasks have dimension 2"):
         train_sequence_model(shape("softmax"), RegressionTasks(2, 7), Training(1), seed=0)
 
 
@@ -229,11 +229,11 @@ LLAMA = replace(shape("softmax", width=16, layers=2), mlp=32, llama=True)
 
 
 def test_a_llama_sees_what_is_before_and_nothing_else() -> None:
-    model, one = SequenceModel(LLAMA).double(), drawn()
-    y = one.y.clone()
+    model, batch = SequenceModel(LLAMA).double(), drawn()
+    y = batch.y.clone()
     y[:, 3:] += 1
     with torch.no_grad():
-        before, after = model(one.x, one.y), model(one.x, y)
+        before, after = model(batch.x, batch.y), model(batch.x, y)
     torch.testing.assert_close(after[:, :4], before[:, :4])
     assert bool(((after - before)[:, 4:].abs() > 1e-9).all())
 
@@ -252,8 +252,8 @@ def test_an_edited_llama_begins_with_the_weights_and_sequences_of_its_twin() -> 
     edited = begin("edited", prepare=lambda transformer: apply_momentum(transformer, 1e-9))
     begin("one task", mixture[0])
     assert first["edited"] == pytest.approx(first["plain"], abs=1e-5)
-    for one, other in zip(plain.parameters(), edited.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+    for weight, other in zip(plain.parameters(), edited.parameters(), strict=True):
+        torch.testing.assert_close(weight, other, rtol=0, atol=1e-4)
     # The second batch of the mixture is of another condition number.
     assert first["plain"][0] == pytest.approx(first["one task"][0])
     assert first["plain"][1] != pytest.approx(first["one task"][1], abs=1e-3)
@@ -262,6 +262,6 @@ def test_an_edited_llama_begins_with_the_weights_and_sequences_of_its_twin() -> 
 def test_a_llama_learns_to_regress() -> None:
     tasks = RegressionTasks(dimension=1, points=6)
     model = train_sequence_model(replace(LLAMA, dimension=1), tasks, Training(120, 32, 1e-2), seed=1)
-    one = tasks.draw(400, torch.Generator().manual_seed(5))
+    batch = tasks.draw(400, torch.Generator().manual_seed(5))
     with torch.no_grad():
-        assert float(errors_by_point(model(one.x, one.y), one.y)[-1]) < 0.6
+        assert float(errors_by_point(model(batch.x, batch.y), batch.y)[-1]) < 0.6

@@ -27,7 +27,7 @@ def test_equal_seeds_give_equal_worlds_and_others_do_not(world):
 
 @pytest.mark.parametrize("x", [torch.zeros(3, 2), torch.zeros(8)])
 def test_a_world_without_words_or_vectors_is_refused(x):
-    with pytest.raises(ConfigError, match=r"vectors \(word, d\) of 4 words at least; given \((3, 2|8,)\)"):
+    with pytest.raises(ConfigError, match=r"vectors \(word, d\) of at least 4 words; given \((3, 2|8,)\)"):
         TokenWorld(x)
 
 
@@ -43,9 +43,9 @@ def test_every_word_is_one_token_and_none_is_added(world):
 
 
 def test_only_words_have_vectors(world):
-    found = world.vectors(torch.arange(len(world.vocabulary)))
-    assert torch.equal(found[world.first_word :], world.x)
-    assert not found[: world.first_word].any()
+    vectors = world.vectors(torch.arange(len(world.vocabulary)))
+    assert torch.equal(vectors[world.first_word :], world.x)
+    assert not vectors[: world.first_word].any()
     assert world.vectors(torch.tensor([[world.first_word + 5]])).shape == (1, 1, 3)
 
 
@@ -62,10 +62,10 @@ def test_labels_say_on_which_side_of_a_hidden_plane_a_word_lies(world):
 
 
 def test_other_seeds_ask_for_another_plane_and_deal_words_anew(world):
-    one, other = world.task(seed=1), world.task(seed=2)
-    assert one == world.task(seed=1)
-    assert [e.row for e in one.split("test")] != [e.row for e in other.split("test")]
-    labels = [{e.row: e.label for split in task.splits.values() for e in split} for task in (one, other)]
+    first, other = world.task(seed=1), world.task(seed=2)
+    assert first == world.task(seed=1)
+    assert [e.row for e in first.split("test")] != [e.row for e in other.split("test")]
+    labels = [{e.row: e.label for split in task.splits.values() for e in split} for task in (first, other)]
     assert labels[0] != labels[1]
 
 

@@ -57,11 +57,11 @@ def test_what_is_saved_is_what_is_loaded_and_by_the_fastest_route(tmp_path: Path
 
 def test_equal_seeds_give_equal_models_and_the_global_random_state_is_left():
     before = torch.random.get_rng_state()
-    one, same, other = (train_toy(WORLD, steps=2, seed=seed, examples=4, batch=2) for seed in (0, 0, 1))
+    first, same, other = (train_toy(WORLD, steps=2, seed=seed, examples=4, batch=2) for seed in (0, 0, 1))
     assert torch.equal(torch.random.get_rng_state(), before)
-    for name, weight in one.named_parameters():
+    for name, weight in first.named_parameters():
         assert torch.equal(weight, same.get_parameter(name)), name
-    assert not torch.equal(one.get_parameter("lm_head.weight"), other.get_parameter("lm_head.weight"))
+    assert not torch.equal(first.get_parameter("lm_head.weight"), other.get_parameter("lm_head.weight"))
 
 
 def test_words_start_with_their_vectors_in_front():

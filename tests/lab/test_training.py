@@ -50,8 +50,8 @@ def test_steps_are_those_of_adam() -> None:
         sum(each.square().sum() / 2 for each in twin).backward()  # type: ignore[union-attr]
         plain.step()
         plain.zero_grad()
-    for one, other in zip(weights, twin, strict=True):
-        torch.testing.assert_close(one, other)
+    for weight, other in zip(weights, twin, strict=True):
+        torch.testing.assert_close(weight, other)
 
 
 def test_models_that_are_trained_together_learn_what_each_learns_alone() -> None:
@@ -64,8 +64,8 @@ def test_models_that_are_trained_together_learn_what_each_learns_alone() -> None
     training = Training(steps=6, learning_rate=0.1)
     steps = descended(together, training)
     of_one = descended(alone, training)
-    for many, one in zip(together, alone, strict=True):
-        torch.testing.assert_close(many[:1], one)
+    for many, weight in zip(together, alone, strict=True):
+        torch.testing.assert_close(many[:1], weight)
     assert [step.number for step in steps] == [1, 2, 3, 4, 5, 6]
     assert [step.losses[0] for step in steps] == pytest.approx([step.loss for step in of_one])
     assert [step.norms[0] for step in steps] == pytest.approx([step.norms[0] for step in of_one])
@@ -170,9 +170,9 @@ def test_a_recipe_is_a_schedule_too() -> None:
 
     def loss(step: int) -> Tensor:
         # As a training over several processes does, whose batches come in pieces.
-        found = weight.square().sum()
-        found.backward()
-        return found.detach()
+        loss = weight.square().sum()
+        loss.backward()
+        return loss.detach()
 
     fit([weight], loss, recipe, after_step=seen.append)
     assert [step.rate for step in seen] == [recipe.rate(step) for step in range(4)]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dualform.errors import ConfigError
-from dualform.lab.windows import Windows, gathered, spread_windows
+from dualform.lab.windows import Windows, gather_windows, spread_windows
 
 SIZES = st.tuples(st.integers(1, 9), st.integers(2, 200)).filter(lambda size: size[1] > size[0])
 
@@ -29,14 +29,14 @@ def test_an_epoch_is_every_window_once_and_no_token_is_predicted_twice(size, see
 
 def test_every_token_is_predicted_as_often_in_the_long_run() -> None:
     windows = Windows(203, 8, seed=1)
-    found: Counter[int] = Counter()
+    counts: Counter[int] = Counter()
     epochs = 400
     for start in windows.starts(0, epochs * windows.per_epoch):
-        found.update(range(start + 1, start + 9))
-    inner = [found[token] / epochs for token in range(9, 190)]
+        counts.update(range(start + 1, start + 9))
+    inner = [counts[token] / epochs for token in range(9, 190)]
     # Each token is predicted once an epoch, but for the ends, which an epoch's beginning may leave out.
     assert min(inner) == max(inner) == 1
-    assert 0 < found[1] < epochs
+    assert 0 < counts[1] < epochs
 
 
 def test_epochs_differ_in_order_and_in_where_they_begin() -> None:
@@ -79,11 +79,11 @@ def test_validation_windows_are_spread_over_the_text() -> None:
     assert spread_windows(1001, 10, 1000).tolist() == list(range(0, 1000, 10))
     assert spread_windows(11, 10, 3).tolist() == [0]
     ids = np.arange(1001)
-    assert gathered(ids, spread_windows(1001, 10, 1000), 10)[-1, -1] == 1000
+    assert gather_windows(ids, spread_windows(1001, 10, 1000), 10)[-1, -1] == 1000
 
 
 def test_a_text_shorter_than_a_window_is_refused() -> None:
-    message = r"a corpus of 10 tokens holds no window of 10 tokens and one to predict"
+    message = r"a corpus of 10 tokens has no window of 10 tokens and one to predict"
     with pytest.raises(ConfigError, match=message):
         Windows(10, 10, 0)
     with pytest.raises(ConfigError, match=message):

@@ -35,7 +35,7 @@ def encoded(lm: LanguageModel) -> EncodedDemonstrations:
 
 def learner(lm: LanguageModel, rate: float = RATE) -> GradientStep:
     assert isinstance(lm.model, ConstructedModel)
-    kept = lm.model.kept
+    kept = lm.model.embedded_linear
     inputs = WORLD.vectors(torch.arange(len(WORLD.vocabulary)))
     return GradientStep((0,), rate, kept.parameter, kept.rows, kept.columns, inputs, LAYER.readout)
 
@@ -49,7 +49,7 @@ def test_the_change_is_the_mean_of_errors_times_inputs(lm):
     errors = x @ LAYER.W_0.mT - y
     (change,) = adapted.deltas
     expected = torch.zeros_like(change.delta)
-    expected[lm.model.kept.rows, lm.model.kept.columns] = -RATE / K * errors.mT @ x
+    expected[lm.model.embedded_linear.rows, lm.model.embedded_linear.columns] = -RATE / K * errors.mT @ x
     assert change.delta.dtype == torch.float64
     torch.testing.assert_close(change.delta, expected, rtol=1e-12, atol=1e-15)
     assert adapted.losses == (pytest.approx(float(errors.square().sum() / (2 * K))),)

@@ -1,1 +1,1 @@
-"""Small models trained from nothing, on text that one can name."""
+"""Small models trained from scratch: regression tasks, exact predictors, corpora and pretraining."""

@@ -1,8 +1,8 @@
-"""Checkpoints of a training run: folders that any program can load as a model, and that a run continues from.
+"""Checkpoints of a training run: folders that can be loaded as a model and from which the run is resumed.
 
-`checkpoint-<step>` holds the model as transformers writes it, the tokenizer, AdamW's averages (safetensors) and
-`training.json`: the step, and what the run is, so that no run goes on from another's weights. No random state is kept,
-because every step draws from its own seed.
+`checkpoint-<step>` contains the model and tokenizer as transformers writes them, AdamW's averages (safetensors) and
+`training.json` with the step and the identity of the run, so that no run resumes from another's weights. No random
+state is stored, because every step has its own seed.
 """
 
 import json
@@ -27,7 +27,7 @@ from dualform.models.export.checkpoint import atomic_folder
 
 SCHEMA = 1
 KEPT = 2
-"""Newest checkpoints that stay."""
+"""Number of newest checkpoints to keep."""
 
 _WEIGHTS = "model.safetensors"
 _OPTIMISER = "optimiser.safetensors"
@@ -36,13 +36,13 @@ _TRAINING = "training.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One that was read whole."""
+    """A complete checkpoint in memory."""
 
     step: int
     weights: Mapping[str, Tensor]
-    """Tied ones once."""
+    """Weights by name; tied ones once."""
     averages: Mapping[str, Tensor]
-    """AdamW's state, by `<which>:<parameter>`."""
+    """AdamW's state by `<name of the average>:<parameter>`."""
 
 
 def write_checkpoint(
@@ -53,10 +53,10 @@ def write_checkpoint(
     optimiser: torch.optim.Optimizer,
     identity: Mapping[str, Any],
 ) -> Path:
-    """Write `checkpoint-<step>`, which appears whole or not at all; then remove all but the newest `KEPT`.
+    """Write `checkpoint-<step>` atomically, then remove all but the newest `KEPT` checkpoints.
 
     Raises:
-        StorageError: The disk is full or not writable; the checkpoints that were there stay.
+        StorageError: If the disk is full or not writable; earlier checkpoints are then unchanged.
     """
     averages = {
         f"{which}:{name}": value.contiguous()
@@ -65,12 +65,12 @@ def write_checkpoint(
     }
     checkpoint = folder / f"checkpoint-{step}"
     with atomic_folder(checkpoint, overwrite=True) as unfinished, _without_bars():
-        # Names as they are in memory, for these are what is loaded again.
+        # With the names that weights have in memory, because `restore_` expects them.
         model.save_pretrained(unfinished, save_original_format=False, max_shard_size="1TB")
         tokenizer.save_pretrained(unfinished)
         save_file(averages, unfinished / _OPTIMISER)
-        told = {"schema": SCHEMA, "step": step, "run": identity}
-        (unfinished / _TRAINING).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        description = {"schema": SCHEMA, "step": step, "run": identity}
+        (unfinished / _TRAINING).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     for old in steps_in(folder)[KEPT:]:
         shutil.rmtree(folder / f"checkpoint-{old}")
     return checkpoint
@@ -78,34 +78,34 @@ def write_checkpoint(
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Without transformers' own progress bars, which would cross the run's."""
-    shown = logging.is_progress_bar_enabled()
+    """Disable the progress bars of transformers, which would interfere with the run's."""
+    enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if enabled:
             logging.enable_progress_bar()
 
 
 def steps_in(folder: Path) -> list[int]:
-    """Steps of which there is a checkpoint, newest first."""
-    found = (re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.iterdir() if path.is_dir())
-    return sorted((int(match[1]) for match in found if match), reverse=True)
+    """Steps with a checkpoint in the folder, newest first."""
+    matches = (re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.iterdir() if path.is_dir())
+    return sorted((int(match[1]) for match in matches if match), reverse=True)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a killed process left of a checkpoint that it was writing."""
+    """Remove unfinished checkpoints of a process that was killed."""
     for path in folder.glob(".checkpoint-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def newest_checkpoint(folder: Path, identity: Mapping[str, Any]) -> Checkpoint | None:
-    """The newest checkpoint of a run that can be read; None where there is none at all.
+    """The newest readable checkpoint of a run; None if there are no checkpoints.
 
     Raises:
-        ConfigError: It is another run's; the message names the first difference.
-        StorageError: There are checkpoints, and none can be read.
+        ConfigError: If it belongs to another run; the message names the first difference.
+        StorageError: If there are checkpoints and none can be read.
     """
     steps = steps_in(folder)
     for step in steps:
@@ -113,12 +113,12 @@ def newest_checkpoint(folder: Path, identity: Mapping[str, Any]) -> Checkpoint |
             return read_checkpoint(folder, step, identity)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             warnings.warn(
-                f"{folder / f'checkpoint-{step}'} cannot be read ({' '.join(str(error).split())}); trying the one "
-                "before it",
+                f"{folder / f'checkpoint-{step}'} cannot be read ({' '.join(str(error).split())}); trying the previous "
+                "one",
                 stacklevel=2,
             )
     if steps:
-        raise StorageError(f"no checkpoint in {folder} can be read. Remove the folder to begin anew.")
+        raise StorageError(f"no checkpoint in {folder} can be read. Remove the folder to start again.")
     return None
 
 
@@ -126,34 +126,37 @@ def read_checkpoint(folder: Path, step: int, identity: Mapping[str, Any]) -> Che
     """The checkpoint of a step.
 
     Raises:
-        ConfigError: It is another run's; the message names the first difference.
-        OSError, ValueError, KeyError, TypeError, SafetensorError: It cannot be read.
+        ConfigError: If it belongs to another run; the message names the first difference.
+        OSError, ValueError, KeyError, TypeError, SafetensorError: If it cannot be read.
     """
     path = folder / f"checkpoint-{step}"
-    told = json.loads((path / _TRAINING).read_text(encoding="utf-8"))
-    difference = _first_difference(told["run"], json.loads(json.dumps(identity)))
+    description = json.loads((path / _TRAINING).read_text(encoding="utf-8"))
+    difference = _first_difference(description["run"], json.loads(json.dumps(identity)))
     if difference:
         raise ConfigError(
-            f"{path} is of another run: {difference}. Choose another folder, or remove this one to begin anew."
+            f"{path} belongs to another run: {difference}. Choose another folder, or remove this one to start again."
         )
-    return Checkpoint(told["step"], load_file(path / _WEIGHTS), load_file(path / _OPTIMISER))
+    return Checkpoint(description["step"], load_file(path / _WEIGHTS), load_file(path / _OPTIMISER))
 
 
 def restore_(model: PreTrainedModel, optimiser: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint's weights into the model and its averages into the optimiser.
+    """Load a checkpoint's weights into the model and its averages into the optimiser.
 
     Raises:
-        ConfigError: They are of a model that was prepared otherwise.
+        ConfigError: If the checkpoint belongs to a model that was prepared differently.
     """
     state = model.state_dict()
-    odd = sorted(set(checkpoint.weights) - set(state))
-    held = {state[name].data_ptr() for name in checkpoint.weights if name in state}
-    odd += [name for name in state if name not in checkpoint.weights and state[name].data_ptr() not in held]
-    odd += [name for name, weight in checkpoint.weights.items() if name in state and state[name].shape != weight.shape]
-    if odd:
+    different = sorted(set(checkpoint.weights) - set(state))
+    stored = {state[name].data_ptr() for name in checkpoint.weights if name in state}
+    different += [name for name in state if name not in checkpoint.weights and state[name].data_ptr() not in stored]
+    different += [
+        name for name, weight in checkpoint.weights.items() if name in state and state[name].shape != weight.shape
+    ]
+    if different:
         raise ConfigError(
-            f"the checkpoint of step {checkpoint.step} is of a model that was prepared otherwise: {odd[0]} differs. "
-            "Prepare it as it was, or choose another folder."
+            f"the checkpoint of step {checkpoint.step} belongs to a model that was prepared differently: "
+            f"{different[0]} "
+            "differs. Prepare the model in the same way, or choose another folder."
         )
     model.load_state_dict(checkpoint.weights, strict=False)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -162,19 +165,19 @@ def restore_(model: PreTrainedModel, optimiser: torch.optim.Optimizer, checkpoin
     for key, value in checkpoint.averages.items():
         which, _, name = key.partition(":")
         state_of.setdefault(name, {})[which] = value
-    told = optimiser.state_dict()
-    told["state"] = {i: state_of[name] for i, name in enumerate(ordered) if name in state_of}
-    optimiser.load_state_dict(told)
+    optimiser_state = optimiser.state_dict()
+    optimiser_state["state"] = {i: state_of[name] for i, name in enumerate(ordered) if name in state_of}
+    optimiser.load_state_dict(optimiser_state)
 
 
-def _first_difference(found: Any, expected: Any, where: str = "") -> str | None:
-    """The first field in which two descriptions differ, in words."""
-    if isinstance(found, dict) and isinstance(expected, dict):
-        for name in [*expected, *(name for name in found if name not in expected)]:
+def _first_difference(actual: Any, expected: Any, field: str = "") -> str | None:
+    """The first field in which two descriptions differ, in words; None if they are equal."""
+    if isinstance(actual, dict) and isinstance(expected, dict):
+        for name in [*expected, *(name for name in actual if name not in expected)]:
             difference = _first_difference(
-                found.get(name), expected.get(name), f"{where}.{name}" if where else str(name)
+                actual.get(name), expected.get(name), f"{field}.{name}" if field else str(name)
             )
             if difference:
                 return difference
         return None
-    return None if found == expected else f"its {where} is {found!r}, not {expected!r}"
+    return None if actual == expected else f"its {field} is {actual!r}, not {expected!r}"

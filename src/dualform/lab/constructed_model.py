@@ -1,14 +1,16 @@
 """A language model whose attention to demonstrations is one step of gradient descent, by construction.
 
-Two layers of linear attention over the words of a `TokenWorld`, without norm or MLP, all weights written down. The
-first copies each token's vector to the token behind it, so that a label word knows the x that it belongs to. In the
-second a label word's key is that x and its value eta / N times the error y - W_0 x; the words that stand for the axes
-have orthonormal keys and the columns of W_0 for values. At the last word of a query, whose vector is x_q, so
+Two layers of linear attention over the words of a `TokenWorld`, without norm or MLP, with explicit weights. The first
+layer copies each token's vector to the next token, so that a label word contains the x that it belongs to. In the
+second layer a label word has this x as its key and eta / N times the error y - W_0 x as its value; memory words, one
+for each axis, have orthonormal keys and the columns of W_0 as values. At the last word of a query, with vector x_q,
+therefore
 
     attention to the query's own tokens      sum_j W_0[:, j] e_j^T x_q              = W_0 x_q
     attention to demonstrations              eta / N sum_i (y_i - W_0 x_i) x_i^T x_q = dW x_q
 
-with dW one step on 1 / 2N sum_i ||W x_i - y_i||^2 from W_0. Every measure of likeness must call the two the same.
+where dW is one gradient step on 1 / 2N sum_i ||W x_i - y_i||^2 from W_0. Every measure of similarity between in-context
+learning and this step must give its perfect score.
 """
 
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ MODEL_TYPE = "dualform-constructed"
 
 
 class ConstructedConfig(PretrainedConfig):
-    """Widths, and how the second layer attends."""
+    """Widths of the model, and the kind of attention of its second layer."""
 
     model_type = MODEL_TYPE
 
@@ -46,39 +48,41 @@ class ConstructedConfig(PretrainedConfig):
         super().__init__(**kwargs)
         self.vocab_size = vocab_size
         self.dimension = dimension
-        """Of x."""
+        """Dimension of x."""
         self.targets = targets
-        """Of y."""
+        """Dimension of y."""
         self.max_position_embeddings = max_position_embeddings
         self.softmax = softmax
-        """The second layer attends by softmax instead: the case in which the construction fails."""
+        """Whether the second layer has softmax attention instead, with which the construction fails."""
         self.num_hidden_layers = 2
         self.num_attention_heads = 1
         self.hidden_size = ResidualLayout.of(self).width
-        # Positions are matched one by one in the first layer, and records want layers of one width.
+        # The first layer needs a feature for each position, and all layers must have the same width.
         self.head_dim = max(max_position_embeddings, dimension, targets)
 
 
 @dataclass(frozen=True)
 class ResidualLayout:
-    """Which features of the residual stream hold what."""
+    """Features of the residual stream, by content."""
 
     x: slice
-    """A word's own vector."""
+    """Vector of the word."""
     before: slice
-    """The vector of the word before."""
+    """Vector of the previous word."""
     y: slice
-    """A label word's target."""
+    """Target of a label word."""
     memory: slice
-    """The axis that a word stands for."""
+    """Axis of a memory word."""
     out: slice
-    """What the second layer says of y."""
+    """Prediction of y by the second layer."""
     position: slice
+    """Position of the token."""
     width: int
+    """Total number of features."""
 
     @classmethod
     def of(cls, config: ConstructedConfig) -> "ResidualLayout":
-        """The parts of a model of these widths."""
+        """Layout for the widths of a config."""
         d, m = config.dimension, config.targets
         sizes = {"x": d, "before": d, "y": m, "memory": d, "out": m, "position": config.max_position_embeddings}
         ends = dict(zip(sizes, accumulate(sizes.values()), strict=True))
@@ -86,22 +90,22 @@ class ResidualLayout:
 
 
 class SumAttention(nn.Module):
-    """Linear attention as arXiv:2212.10559 has it, sum_i v_i (k_i^T q), with neither normaliser nor feature map."""
+    """Linear attention of arXiv:2212.10559, sum_i v_i (k_i^T q), without normaliser or feature map."""
 
     def forward(self, call: AttentionCall) -> Tensor:
-        """The heads' output, `(batch, q_pos, head, d_head)`."""
+        """Output of the heads, `(batch, q_pos, head, d_head)`."""
         scores = call.query @ call.key.mT * call.scale
         if call.mask is None:
-            seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
-            seen = seen.tril(scores.shape[-1] - scores.shape[-2])
+            visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
+            visible = visible.tril(scores.shape[-1] - scores.shape[-2])
         else:
-            # Additive masks say that a token is hidden by the lowest finite number or by -inf.
-            seen = call.mask if call.mask.dtype == torch.bool else call.mask > torch.finfo(call.mask.dtype).min / 2
-        return (scores.masked_fill(~seen, 0.0) @ call.value).transpose(1, 2)
+            # Additive masks hide a token by the lowest finite number or by -inf.
+            visible = call.mask if call.mask.dtype == torch.bool else call.mask > torch.finfo(call.mask.dtype).min / 2
+        return (scores.masked_fill(~visible, 0.0) @ call.value).transpose(1, 2)
 
 
 class ConstructedAttention(nn.Module):
-    """One head, linear unless told otherwise."""
+    """Attention with one head; linear, except in the second layer if the config has `softmax`."""
 
     def __init__(self, config: ConstructedConfig, layer_idx: int) -> None:
         super().__init__()
@@ -114,19 +118,19 @@ class ConstructedAttention(nn.Module):
             self.add_module(ATTENTION, SumAttention())
 
     def forward(self, states: Tensor, mask: Tensor | None, cache: DynamicCache | None) -> Tensor:
-        """What the layer adds, `(batch, q_pos, d_model)`."""
+        """Output of the layer, `(batch, q_pos, d_model)`."""
         query, key, value = (proj(states)[:, None] for proj in (self.q_proj, self.k_proj, self.v_proj))
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
-        # Under any other name of the registry it would be softmax, and nothing would tell.
+        # Any other entry of the registry would silently be softmax attention.
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(NAME, plain_attention)
         out, _ = attend(self, query, key, value, mask, scaling=1.0)
-        moved: Tensor = self.o_proj(out.flatten(2))
-        return moved
+        update: Tensor = self.o_proj(out.flatten(2))
+        return update
 
 
 class ConstructedModel(PreTrainedModel):
-    """The model; `construct` writes its weights."""
+    """The constructed model; `construct` sets its weights."""
 
     config_class = ConstructedConfig
     _supports_sdpa = True
@@ -140,21 +144,21 @@ class ConstructedModel(PreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """Tokens' vectors."""
+        """Embedding of tokens."""
         return self.tokens
 
     def get_output_embeddings(self) -> nn.Module:
-        """The head over the vocabulary."""
+        """Head over the vocabulary."""
         return self.lm_head
 
     @property
     def parts(self) -> ResidualLayout:
-        """Which features hold what."""
+        """Layout of the residual stream."""
         return ResidualLayout.of(self.config)
 
     @property
-    def kept(self) -> "EmbeddedLinear":
-        """Where W_0 is: the columns of the second layer's W_V that read the axis which a word stands for."""
+    def embedded_linear(self) -> "EmbeddedLinear":
+        """Location of W_0: the columns of the second layer's W_V that read the axis of a memory word."""
         return EmbeddedLinear("layers.1.v_proj.weight", slice(0, self.config.targets), self.parts.memory)
 
     def forward(
@@ -166,15 +170,15 @@ class ConstructedModel(PreTrainedModel):
         use_cache: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits, as any causal language model of transformers gives them.
+        """Logits, in the form of any causal language model of transformers.
 
         Args:
-            input_ids: `(batch, pos)`.
-            attention_mask: `(batch, seen_pos)`, 0 for padding; or four axes, used as it is.
-            position_ids: `(batch, pos)`.
-            cache: Keys and values of what was read before; what is read now is added.
-            use_cache: Makes no difference: nothing is kept but in a cache that is given.
-            **kwargs: Make none either.
+            input_ids: Token ids, `(batch, pos)`.
+            attention_mask: `(batch, pos of keys)` with 0 for padding, or a mask with four axes, used unchanged.
+            position_ids: Positions, `(batch, pos)`.
+            cache: Keys and values of earlier tokens, to which those of the present tokens are added.
+            use_cache: Ignored: keys and values are stored only if a cache is given.
+            **kwargs: Ignored.
         """
         n = input_ids.shape[1]
         before = 0 if cache is None else cache.get_seq_length()
@@ -192,34 +196,34 @@ class ConstructedModel(PreTrainedModel):
 
 @dataclass(frozen=True)
 class EmbeddedLinear:
-    """A linear layer kept in some entries of a weight."""
+    """Location of a linear layer in a block of a larger weight."""
 
     parameter: str
-    """Full name of the weight."""
+    """Full name of the larger weight."""
     rows: slice
     columns: slice
 
 
 @dataclass(frozen=True)
 class ConstructedWeights:
-    """What a constructed model is to know."""
+    """Weights from which a model is constructed."""
 
     W_0: Tensor
-    """What it says without demonstrations, `(d_y, d)`."""
+    """Linear function of the model without demonstrations, `(d_y, d)`."""
     readout: Tensor
-    """Logit of each token for each feature of its answer, `(vocab, d_y)`; a label word's row is its target y."""
+    """Output head, `(vocab, d_y)`; the row of a label word is its target y."""
 
     @classmethod
     def draw(cls, world: TokenWorld, targets: int, seed: int) -> "ConstructedWeights":
-        """Random ones: orthonormal targets, everything else normal."""
+        """Random weights: orthonormal targets of label words, everything else normal."""
         generator = stream("layer", seed)
 
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
         if targets < len(world.label_ids):
-            raise ConfigError(f"targets {targets}: {len(world.label_ids)} labels need as many features at least")
-        # Half as long as y on average: both what was known and what is shown then have a say in the step.
+            raise ConfigError(f"targets is {targets}; expected at least {len(world.label_ids)}, the number of labels")
+        # W_0 x is half as long as y on average, so that both W_0 and the demonstrations affect the step.
         W_0 = normal(targets, world.dimension) / (2 * (targets * world.dimension) ** 0.5)
         readout = normal(len(world.vocabulary), targets) / (4 * targets) ** 0.5
         codes, _ = torch.linalg.qr(normal(targets, targets))
@@ -236,24 +240,24 @@ def construct(
     softmax: bool = False,
     positions: int = 128,
 ) -> ConstructedModel:
-    """The model of the module's first lines, in float64.
+    """The constructed model (see the module), in float64.
 
     Args:
-        world: Its words.
+        world: Words and their vectors.
         layer: W_0 and targets.
         rate: eta of the step.
-        n_demonstrations: N: with another number in the context the step is as much longer.
-        softmax: Attend by softmax where the step is done; the weights are the same.
-        positions: Longest sequence, tokens.
+        n_demonstrations: N of the step; with another number of demonstrations the length of the step is scaled by it.
+        softmax: Use softmax attention in the second layer, with the same weights.
+        positions: Length of the longest sequence in tokens.
 
     Raises:
-        ShapeError: `layer` does not belong to `world`.
+        ShapeError: If the shapes of `layer` do not match `world`.
 
     Source:
-        arXiv:2212.07677v2, proposition 1, with the signs of W_V turned, so that the output is the prediction and not
-        minus it; the first layer that copies what a token needs from the one before it is that of the section on
-        whether self-attention layers build regression tasks. There W_0 x_q stands in the query's own token; here it
-        is attention to the query's own tokens, as in equation (11) of arXiv:2212.10559v3.
+        arXiv:2212.07677v2, proposition 1, with the opposite sign of W_V, so that the output is the prediction and not
+        its negative. The copying first layer is from its section on whether self-attention layers build regression
+        tasks. There W_0 x_q is stored in the query's token; here it is the attention to the query's own tokens, as in
+        equation (11) of arXiv:2212.10559v3.
     """
     size, d, m = len(world.vocabulary), world.dimension, layer.W_0.shape[0]
     if layer.W_0.shape != (m, d) or layer.readout.shape != (size, m):
@@ -282,25 +286,25 @@ def _write(model: ConstructedModel, world: TokenWorld, layer: ConstructedWeights
     tokens[list(world.memory_ids), parts.memory] = axes
     model.positions.weight[:, parts.position] = places
 
-    copying: Any = model.layers[0]
-    copying.k_proj.weight[:n, parts.position] = places
-    # Whoever is at position p asks for p - 1; the first token asks for nothing.
-    copying.q_proj.weight[: n - 1, parts.position] = places[1:]
-    copying.v_proj.weight[:d, parts.x] = axes
-    copying.o_proj.weight[parts.before, :d] = axes
+    copy_layer: Any = model.layers[0]
+    copy_layer.k_proj.weight[:n, parts.position] = places
+    # The token at position p attends to p - 1; the first token attends to nothing.
+    copy_layer.q_proj.weight[: n - 1, parts.position] = places[1:]
+    copy_layer.v_proj.weight[:d, parts.x] = axes
+    copy_layer.o_proj.weight[parts.before, :d] = axes
 
-    stepping: Any = model.layers[1]
-    stepping.q_proj.weight[:d, parts.x] = axes
-    stepping.k_proj.weight[:d, parts.memory] = axes
-    for proj in (stepping.q_proj, stepping.k_proj):
-        # Words of the demonstrations have their vector for key and query too, as their labels have, but no value: a
-        # token is then looked at as it was learned from, and Kendall's two rankings are one.
+    step_layer: Any = model.layers[1]
+    step_layer.q_proj.weight[:d, parts.x] = axes
+    step_layer.k_proj.weight[:d, parts.memory] = axes
+    for proj in (step_layer.q_proj, step_layer.k_proj):
+        # Words of the demonstrations have the same keys and queries as their labels, but no value, so that the two
+        # rankings that Kendall's tau compares are equal.
         proj.weight[:d, parts.x] = axes
         proj.weight[:d, parts.before] = axes
-    stepping.v_proj.weight[:m, parts.y] = share * targets
-    stepping.v_proj.weight[:m, parts.before] = -share * layer.W_0
-    stepping.v_proj.weight[:m, parts.memory] = layer.W_0
-    stepping.o_proj.weight[parts.out, :m] = targets
+    step_layer.v_proj.weight[:m, parts.y] = share * targets
+    step_layer.v_proj.weight[:m, parts.before] = -share * layer.W_0
+    step_layer.v_proj.weight[:m, parts.memory] = layer.W_0
+    step_layer.o_proj.weight[parts.out, :m] = targets
 
     model.lm_head.weight[:, parts.out] = layer.readout
 

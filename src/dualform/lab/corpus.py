@@ -1,8 +1,8 @@
-"""A corpus as tokens on disk: written once, read by every run as a map of the file.
+"""A corpus as tokens on disk: written once and memory-mapped by every run.
 
-The file is flat, little-endian, 2 bytes a token where the vocabulary allows it and 4 otherwise. Every document stands
-between two end-of-text tokens. Beside it lies a JSON that says what it was made from, so that it is made again when
-the text or the tokenizer is another.
+The file is flat and little-endian, with 2 bytes for each token if the vocabulary allows it and 4 otherwise. There is an
+end-of-text token before, between and after documents. A JSON file next to it describes the text and the tokenizer, so
+that the tokens are written again if one of them changes.
 """
 
 import hashlib
@@ -29,31 +29,31 @@ SCHEMA = 1
 
 _REMEDY = "Free some space or choose another folder."
 _AT_ONCE = 1 << 20
-"""Characters that are tokenised together: enough for all cores, little for the memory."""
+"""Characters that are tokenised together: enough work for all cores, with little memory."""
 _LEARNED_FROM = 1 << 28
-"""Characters of a text from which its tokenizer is learned; more would change little and take hours."""
+"""Characters of a text on which its tokenizer is trained; more would change little and take hours."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Tokens on disk, and the tokenizer that made them."""
+    """Tokens on disk, with their tokenizer."""
 
     path: Path
-    """Of the tokens."""
+    """File of the tokens."""
     tokenizer: PreTrainedTokenizerFast
     count: int
-    """Tokens, the end-of-text tokens included."""
+    """Number of tokens, including end-of-text tokens."""
     dtype: str
-    """Of a token in the file, as numpy writes it: `<u2` or `<u4`."""
+    """Numpy dtype of a token in the file: `<u2` or `<u4`."""
     digest: str
     """SHA-256 of the tokens."""
     n_bytes: int
-    """UTF-8 bytes of the text, to turn nats a token into bits a byte."""
+    """UTF-8 bytes of the text, to convert nats a token to bits a byte."""
     n_documents: int
 
     @cached_property
     def ids(self) -> np.ndarray[tuple[int], np.dtype[np.integer[Any]]]:
-        """The tokens, `(count,)`, read from disk where they are touched."""
+        """The tokens, `(count,)`, memory-mapped."""
         return np.memmap(self.path, dtype=self.dtype, mode="r", shape=(self.count,))
 
 
@@ -65,26 +65,23 @@ def build_corpus(
     name: str = "train",
     progress: Progress | None = None,
 ) -> Corpus:
-    """A text as tokens: those that lie in `folder` where they are of this text and tokenizer, else written now.
+    """A text as tokens, reused from `folder` if they belong to this text and tokenizer, else written now.
 
-    Of several processes let one build it first; the others find it then.
+    With several processes, let one of them build the corpus first.
 
     Args:
-        source: The text; read as a stream, in bounded memory.
-        folder: Where `<name>.bin` and `<name>.json` are or come to be, and `tokenizer` too.
-        tokenizer: The one to use; or the size of a vocabulary, to learn one from the text (its first 268 million
-            characters, if it is longer).
-        name: Of the files.
-        progress: Told how many tokens are written.
-
-    Returns:
-        The corpus.
+        source: The text, read as a stream in bounded memory.
+        folder: Folder of `<name>.bin`, `<name>.json` and `tokenizer`.
+        tokenizer: A tokenizer, or the size of a vocabulary to train one on the first 268 million characters of the
+            text.
+        name: Name of the files.
+        progress: Receives the number of tokens written.
 
     Raises:
-        ConfigError: The tokenizer has no end-of-text token, or the vocabulary is too small.
-        TaskError: The text is empty or cannot be read.
-        HubError: The hub broke off.
-        StorageError: The folder cannot be written.
+        ConfigError: If the tokenizer has no end-of-text token, or the vocabulary is too small.
+        TaskError: If the text is empty or cannot be read.
+        HubError: If the connection to the hub fails.
+        StorageError: If the folder cannot be written.
     """
     writable_dir(folder, _REMEDY)
     identity = dict(source.identity())
@@ -92,29 +89,35 @@ def build_corpus(
         tokenizer = _own_tokenizer(source, identity, tokenizer, folder / "tokenizer")
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer has no end-of-text token (eos) to put between documents. Give it one.")
-    asked = {"schema": SCHEMA, "tokenizer": tokenizer_digest(tokenizer), "source": identity}
-    found = _finished(folder / f"{name}.bin", tokenizer, asked)
-    return found or _write(source, folder / f"{name}.bin", tokenizer, asked, progress or SilentProgress())
+    expected = {"schema": SCHEMA, "tokenizer": tokenizer_digest(tokenizer), "source": identity}
+    finished = _finished(folder / f"{name}.bin", tokenizer, expected)
+    return finished or _write(source, folder / f"{name}.bin", tokenizer, expected, progress or SilentProgress())
 
 
-def _finished(path: Path, tokenizer: PreTrainedTokenizerFast, asked: Mapping[str, Any]) -> Corpus | None:
-    """The corpus at `path`, if it is whole and made from what is asked for."""
-    # Whatever cannot be read as such a description is none, and the tokens are written anew.
+def _finished(path: Path, tokenizer: PreTrainedTokenizerFast, expected: Mapping[str, Any]) -> Corpus | None:
+    """The corpus at `path` if it is complete and its description is as expected, else None."""
+    # If the description cannot be read, the tokens are written again.
     with suppress(OSError, ValueError, KeyError, TypeError):
-        told = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        size = told["count"] * np.dtype(told["dtype"]).itemsize
-        if all(told[key] == value for key, value in asked.items()) and path.stat().st_size == size:
+        description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        size = description["count"] * np.dtype(description["dtype"]).itemsize
+        if all(description[key] == value for key, value in expected.items()) and path.stat().st_size == size:
             return Corpus(
-                path, tokenizer, told["count"], told["dtype"], told["sha256"], told["bytes"], told["documents"]
+                path,
+                tokenizer,
+                description["count"],
+                description["dtype"],
+                description["sha256"],
+                description["bytes"],
+                description["documents"],
             )
     return None
 
 
 def _write(
-    source: TextSource, path: Path, tokenizer: PreTrainedTokenizerFast, asked: Mapping[str, Any], progress: Progress
+    source: TextSource, path: Path, tokenizer: PreTrainedTokenizerFast, expected: Mapping[str, Any], progress: Progress
 ) -> Corpus:
     dtype = "<u2" if len(tokenizer) <= 1 << 16 else "<u4"
-    description = path.with_suffix(".json")
+    description_path = path.with_suffix(".json")
     with atomic_write(path) as temporary:
         with temporary.open("wb") as file:
             writer = _Writer(file, tokenizer, dtype)
@@ -122,21 +125,21 @@ def _write(
                 writer.write(documents)
                 progress.advance(0.0, f"{writer.count:,} tokens of {path.name} written")
         if not writer.n_documents:
-            raise TaskError(f"{source.shown} holds no text. Name a file or data set with documents in it.")
-        with explain_storage_errors(description, _REMEDY):
-            # An old description must not be found beside new tokens, not even after a crash between the two.
-            description.unlink(missing_ok=True)
-    told = {
-        **asked,
+            raise TaskError(f"{source.display_name} contains no text. Name a file or data set with documents in it.")
+        with explain_storage_errors(description_path, _REMEDY):
+            # Remove the old description before the new tokens appear, in case of a crash between the two.
+            description_path.unlink(missing_ok=True)
+    description = {
+        **expected,
         "dtype": dtype,
         "count": writer.count,
         "sha256": writer.digest.hexdigest(),
         "bytes": writer.n_bytes,
         "documents": writer.n_documents,
     }
-    with atomic_write(description) as temporary:
-        temporary.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    return Corpus(path, tokenizer, writer.count, dtype, told["sha256"], writer.n_bytes, writer.n_documents)
+    with atomic_write(description_path) as temporary:
+        temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    return Corpus(path, tokenizer, writer.count, dtype, description["sha256"], writer.n_bytes, writer.n_documents)
 
 
 def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
@@ -153,14 +156,14 @@ def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
 
 
 class _Writer:
-    """Writes documents as tokens, counting what it writes."""
+    """Writes documents as tokens and counts tokens, bytes and documents."""
 
     def __init__(self, file: BinaryIO, tokenizer: PreTrainedTokenizerFast, dtype: str) -> None:
-        # A copy, because the setting below is one of the tokenizer itself.
+        # A copy, because the settings below change the tokenizer.
         self._backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_truncation()
         self._backend.no_padding()
-        # A document that speaks of <|endoftext|> does not end there.
+        # The text <|endoftext|> within a document does not end it.
         self._backend.encode_special_tokens = True
         self._end = np.array([tokenizer.eos_token_id], dtype)
         self._file = file
@@ -187,16 +190,16 @@ class _Writer:
 def _own_tokenizer(
     source: TextSource, identity: Mapping[str, Any], vocab_size: int, folder: Path
 ) -> PreTrainedTokenizerFast:
-    """The tokenizer in `folder`, if learned from this text at this size; else learned now and put there."""
-    asked = {"schema": SCHEMA, "vocab_size": vocab_size, "source": identity}
+    """The tokenizer in `folder` if it was trained on this text with this size, else one that is trained now."""
+    expected = {"schema": SCHEMA, "vocab_size": vocab_size, "source": identity}
     origin = folder / "learned_from.json"
     with suppress(OSError, ValueError):
-        if json.loads(origin.read_text(encoding="utf-8")) == asked:
+        if json.loads(origin.read_text(encoding="utf-8")) == expected:
             return AutoTokenizer.from_pretrained(folder)
     tokenizer = train_tokenizer(_beginning(source.documents()), vocab_size)
     with atomic_folder(folder, overwrite=True) as unfinished:
         tokenizer.save_pretrained(unfinished)
-        (unfinished / origin.name).write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
+        (unfinished / origin.name).write_text(json.dumps(expected, indent=2) + "\n", encoding="utf-8")
     return tokenizer
 
 

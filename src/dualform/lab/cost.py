@@ -1,4 +1,4 @@
-"""What a training run costs, from its recipe alone."""
+"""Cost of a training run, computed from its recipe."""
 
 from dataclasses import dataclass
 
@@ -6,38 +6,38 @@ from dualform.lab.recipe import Recipe
 from dualform.models.cost.shape import shape_of_config
 
 _BYTES_A_PARAMETER = 4
-"""The weight itself, its gradient and AdamW's two averages, each as large as the other."""
+"""Numbers for each parameter: the weight, its gradient and AdamW's two averages."""
 
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Of one run."""
+    """Cost of one training run."""
 
     parameters: int
-    """Tied ones counted once."""
+    """Number of parameters; tied ones are counted once."""
     tokens: int
-    """That the run reads."""
+    """Number of tokens that the run reads."""
     steps: int
     flops: float
     """Multiplications and additions of all steps, forward and backward."""
     state_bytes: int
-    """Weights, gradients and optimiser on each device; activations come on top."""
+    """Bytes of weights, gradients and optimiser on each device, without activations."""
 
     @property
     def flops_per_token(self) -> float:
-        """About six for each weight that multiplies, and attention's own."""
+        """Operations for each token: about six for each weight, plus attention."""
         return self.flops / self.tokens
 
 
 def training_cost(recipe: Recipe) -> TrainingCost:
-    """Cost of a recipe; no weight is stored for it.
+    """Cost of a recipe, computed without allocating any weight.
 
-    Validation is left out, and so is what `ModelShape` leaves out; layers with a sliding window are counted as if they
-    saw all.
+    Validation and the operations that `ModelShape` leaves out are not counted; attention with a sliding window is
+    counted as full attention.
 
     Source:
-        6 N D, arXiv:2001.08361v1, section 2.1, with N the weights that multiply (the output head among them, the
-        lookup of embeddings not) and attention counted apart.
+        6 N D, arXiv:2001.08361v1, section 2.1, where N counts the weights of matrix products (with the output head,
+        without the embedding lookup), plus attention.
     """
     shape = shape_of_config(recipe.config())
     itemsize = 8 if recipe.precision == "float64" else 4

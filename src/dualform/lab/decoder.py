@@ -1,7 +1,7 @@
 """Causal transformers of one shape, one for each seed, trained together on in-context regression.
 
-Models this small spend their time between operations rather than in them, so the seeds of a study share every
-operation: their weights are stacked along a leading axis, and what one of them learns never touches another.
+For models this small the overhead of each operation dominates. The models of all seeds therefore share every operation:
+their weights are stacked along a leading axis, and the models stay independent.
 """
 
 import math
@@ -22,7 +22,7 @@ class DecoderConfig:
     """Shape of a causal transformer over examples (x, y)."""
 
     dimension: int
-    """Of inputs."""
+    """Dimension of the inputs."""
     width: int
     layers: int
     heads: int = 2
@@ -36,16 +36,16 @@ class DecoderConfig:
 
 
 class Decoders(nn.Module):
-    """Softmax transformers that say what y is at each point from the points before, one for each seed.
+    """Softmax transformers, one for each seed, that predict y at each point from the points before it.
 
-    An example is one token (x, y, 1), as in arXiv:2212.07677, and a question is another (x, 0, 0). A question sees
-    itself and the examples before it, an example itself and those before it. No example sees a question, so asking
-    changes nothing, and there are no positions, so that there can be more examples than in training.
-    Pre-norm blocks (RMSNorm), attention, and an MLP of four times the width with GELU.
+    An example is one token (x, y, 1), as in arXiv:2212.07677, and a query another, (x, 0, 0). Each token attends
+    to itself and to the examples before it. No token attends to a query, so queries do not affect other predictions,
+    and there are no positions, so there may be more examples than in training. Blocks are pre-norm (RMSNorm), with an
+    MLP of four times the width and GELU.
 
     Args:
-        config: Shape of each.
-        seeds: Of their weights.
+        config: Shape of each model.
+        seeds: Seeds of the initial weights, one for each model.
     """
 
     def __init__(self, config: DecoderConfig, seeds: Sequence[int]) -> None:
@@ -53,7 +53,7 @@ class Decoders(nn.Module):
         self.config = config
         self.seeds = tuple(seeds)
         width, d = config.width, config.dimension
-        # What a residual stream of `layers` blocks takes in is kept of one size, as in GPT-2.
+        # Scaled as in GPT-2, so that the size of the residual stream does not grow with the number of blocks.
         deep = 1 / math.sqrt(2 * config.layers)
         sizes = {"read_in": (d + 2, width, 1.0), "read_out": (width, 1, 1.0)}
         for layer in range(config.layers):
@@ -72,60 +72,60 @@ class Decoders(nn.Module):
             self.biases[name] = nn.Parameter(torch.zeros(len(self.seeds), 1, fan_out))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Predictions of y at each point from the points before, `(seed, sequence, point)`.
+        """Predictions of y at each point from the points before it, `(seed, sequence, point)`.
 
         Args:
-            x: `(seed, sequence, point, d)`: each seed's own sequences, or the same for all, expanded.
-            y: `(seed, sequence, point)`.
+            x: Inputs, `(seed, sequence, point, d)`.
+            y: Targets, `(seed, sequence, point)`.
 
         Raises:
-            ShapeError: They are not of these shapes.
+            ShapeError: If a shape differs from these.
         """
         before = torch.ones(x.shape[-2], x.shape[-2], dtype=torch.bool, device=x.device).tril(-1)
-        return self._ask(x, y, x, before)
+        return self._predict(x, y, x, before)
 
-    def predict(self, x: Tensor, y: Tensor, asked: Tensor) -> Tensor:
-        """Predictions of y at inputs of one's own, each from all examples, `(seed, sequence, query)`.
+    def predict(self, x: Tensor, y: Tensor, queries: Tensor) -> Tensor:
+        """Predictions of y at query inputs, each from all examples, `(seed, sequence, query)`.
 
         Args:
-            x: `(seed, sequence, point, d)`; there may be no point.
-            y: `(seed, sequence, point)`.
-            asked: `(seed, sequence, query, d)`.
+            x: Inputs in context, `(seed, sequence, point, d)`; there may be no point.
+            y: Targets in context, `(seed, sequence, point)`.
+            queries: Query inputs, `(seed, sequence, query, d)`.
 
         Raises:
-            ShapeError: They are not of these shapes.
+            ShapeError: If a shape differs from these.
         """
-        everything = torch.ones(asked.shape[-2], x.shape[-2], dtype=torch.bool, device=x.device)
-        return self._ask(x, y, asked, everything)
+        every_example = torch.ones(queries.shape[-2], x.shape[-2], dtype=torch.bool, device=x.device)
+        return self._predict(x, y, queries, every_example)
 
-    def losses(self, drawn: Sequence[Sequences]) -> Tensor:
-        """Mean squared error to y, with its noise, over all points, `(seed,)`; see `training.InContextModel`."""
-        x, y = torch.stack([one.x for one in drawn]), torch.stack([one.y for one in drawn])
+    def losses(self, sequences: Sequence[Sequences]) -> Tensor:
+        """Mean squared error to the noisy y over all points, `(seed,)`; see `training.InContextModel`."""
+        x, y = torch.stack([each.x for each in sequences]), torch.stack([each.y for each in sequences])
         return (self(x, y) - y).square().mean((1, 2))
 
     def only(self, seed: int) -> "Decoders":
-        """The model of one seed by itself."""
+        """A copy of the model of one seed, for evaluation."""
         number = self.seeds.index(seed)
         alone = Decoders(self.config, [seed])
         alone.load_state_dict({name: value[number : number + 1] for name, value in self.state_dict().items()})
         return alone.eval().requires_grad_(False)
 
-    def _ask(self, x: Tensor, y: Tensor, asked: Tensor, sees: Tensor) -> Tensor:
-        """Predictions at `asked`, where `sees` `(query, point)` says which examples each question sees."""
-        self._require(x, y, asked)
+    def _predict(self, x: Tensor, y: Tensor, queries: Tensor, visible: Tensor) -> Tensor:
+        """Predictions at `queries`; `visible`, `(query, point)`, is True where a query attends to an example."""
+        self._require(x, y, queries)
         seeds, n, points, _ = x.shape
         examples = torch.cat([x, y[..., None], torch.ones_like(y)[..., None]], dim=-1)
-        tokens = torch.cat([examples, F.pad(asked, (0, 2))], dim=2)
+        tokens = torch.cat([examples, F.pad(queries, (0, 2))], dim=2)
         states = self._linear("read_in", tokens.flatten(1, 2))
-        mask = _mask(sees)
+        mask = _mask(visible)
         for layer in range(self.config.layers):
             q, k, v = (
                 part.unflatten(1, (n, -1)).unflatten(-1, (self.config.heads, -1)).flatten(0, 1).transpose(1, 2)
                 for part in self._linear(f"attend_{layer}", _norm(states)).chunk(3, dim=-1)
             )
             if layer == self.config.layers - 1:
-                # Nobody reads what becomes of the examples in the last layer.
-                q, mask, states = q[:, :, points:], mask[points:], self._questions(states, n, points)
+                # The last layer needs only the queries' states.
+                q, mask, states = q[:, :, points:], mask[points:], self._query_states(states, n, points)
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
             mixed = mixed.transpose(1, 2).flatten(2).unflatten(0, (seeds, n)).flatten(1, 2)
             states = states + self._linear(f"attended_{layer}", mixed)
@@ -134,17 +134,17 @@ class Decoders(nn.Module):
         return self._linear("read_out", _norm(states)).view(seeds, n, -1)
 
     @staticmethod
-    def _questions(states: Tensor, n: int, points: int) -> Tensor:
+    def _query_states(states: Tensor, n: int, points: int) -> Tensor:
         return states.unflatten(1, (n, -1))[:, :, points:].flatten(1, 2)
 
-    def _require(self, x: Tensor, y: Tensor, asked: Tensor) -> None:
-        whole = (len(self.seeds), self.config.dimension)
-        fits = all(one.dim() == 4 and one.shape[::3] == whole for one in (x, asked))
-        if not fits or y.shape != x.shape[:3] or asked.shape[1] != x.shape[1]:
+    def _require(self, x: Tensor, y: Tensor, queries: Tensor) -> None:
+        expected = (len(self.seeds), self.config.dimension)
+        valid = all(inputs.dim() == 4 and inputs.shape[::3] == expected for inputs in (x, queries))
+        if not valid or y.shape != x.shape[:3] or queries.shape[1] != x.shape[1]:
             raise ShapeError(
-                f"x {tuple(x.shape)}, y {tuple(y.shape)} and asked {tuple(asked.shape)}: expected (seed, sequence, "
-                f"point, d), (seed, sequence, point) and (seed, sequence, query, d) with {whole[0]} seeds and d = "
-                f"{whole[1]}."
+                f"x {tuple(x.shape)}, y {tuple(y.shape)} and queries {tuple(queries.shape)}: expected (seed, sequence, "
+                f"point, d), (seed, sequence, point) and (seed, sequence, query, d) with {expected[0]} seeds and d = "
+                f"{expected[1]}."
             )
 
     def _linear(self, name: str, states: Tensor) -> Tensor:
@@ -153,40 +153,40 @@ class Decoders(nn.Module):
 
 @dataclass(frozen=True)
 class InContextPredictor:
-    """One seed's model as a predictor, so that it is asked and compared as those that are exact."""
+    """A trained model of one seed as a `Predictor`, to be compared with exact predictors."""
 
     name: str
     model: Decoders
-    """Of one seed: `Decoders.only`."""
+    """The model of one seed, from `Decoders.only`."""
 
-    def __call__(self, x: Tensor, y: Tensor, asked: Tensor) -> Tensor:
-        """Predictions, `(sequence, query)`, in the dtype of what was asked.
+    def __call__(self, x: Tensor, y: Tensor, queries: Tensor) -> Tensor:
+        """Predictions, `(sequence, query)`, in the dtype of `queries`.
 
         Args:
             x: Inputs in context, `(sequence, point, d)`.
-            y: Their targets, `(sequence, point)`.
-            asked: Inputs whose y is asked for, `(sequence, query, d)`.
+            y: Targets in context, `(sequence, point)`.
+            queries: Query inputs, `(sequence, query, d)`.
         """
         with torch.no_grad():
-            return self.model.predict(x[None].float(), y[None].float(), asked[None].float())[0].to(asked.dtype)
+            return self.model.predict(x[None].float(), y[None].float(), queries[None].float())[0].to(queries.dtype)
 
     def by_point(self, x: Tensor, y: Tensor) -> Tensor:
-        """Predictions at each point from the points before, `(sequence, point)`."""
+        """Predictions at each point from the points before it, `(sequence, point)`."""
         with torch.no_grad():
             predicted: Tensor = self.model(x[None].float(), y[None].float())[0]
             return predicted.to(y.dtype)
 
 
-def _mask(sees: Tensor) -> Tensor:
-    """Which tokens (columns) each token (rows) sees: examples, then questions.
+def _mask(visible: Tensor) -> Tensor:
+    """Attention mask over examples, then queries: True where the row's token attends to the column's token.
 
     Args:
-        sees: Which examples each question sees, `(query, point)`.
+        visible: Whether each query attends to each example, `(query, point)`.
     """
-    queries, points = sees.shape
-    example = torch.ones(points, points, dtype=torch.bool, device=sees.device).tril()
-    itself = torch.eye(queries, dtype=torch.bool, device=sees.device)
-    return torch.cat([F.pad(example, (0, queries)), torch.cat([sees, itself], dim=1)])
+    queries, points = visible.shape
+    causal = torch.ones(points, points, dtype=torch.bool, device=visible.device).tril()
+    itself = torch.eye(queries, dtype=torch.bool, device=visible.device)
+    return torch.cat([F.pad(causal, (0, queries)), torch.cat([visible, itself], dim=1)])
 
 
 def _norm(states: Tensor) -> Tensor:

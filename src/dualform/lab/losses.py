@@ -1,4 +1,4 @@
-"""A run's losses, a line of JSON a step, written as the run goes."""
+"""A run's losses as JSON lines, one for each step, written during the run."""
 
 import json
 import os
@@ -18,22 +18,22 @@ class LossRecord:
     """One step of training."""
 
     step: int
-    """Steps done, this one included."""
+    """Number of steps done, including this one."""
     tokens: int
-    """Tokens read up to here."""
+    """Number of tokens read so far."""
     loss: float
-    """Of this step's batch before the step, nats a token."""
+    """Loss of this step's batch before the step, nats a token."""
     learning_rate: float
     gradient_norm: float
-    """L2 over all weights, before clipping."""
+    """L2 norm over all weights, before clipping."""
     seconds: float
-    """The step took, without evaluation and checkpoint."""
+    """Duration of the step, without evaluation and checkpoint."""
     validation: float | None = None
-    """Validation loss after the step, nats a token, where it was taken."""
+    """Validation loss after the step, nats a token; None if it was not computed."""
 
 
 class LossLog:
-    """Appends records to a file; a context manager that closes it."""
+    """A log to which records are appended; a context manager that closes its file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -41,17 +41,17 @@ class LossLog:
             self._file = path.open("a", encoding="utf-8")
 
     def append(self, record: LossRecord) -> None:
-        """Write one line, whole, so that a killed process leaves what it had done.
+        """Write one line and flush it, so that it survives if the process is killed.
 
         Raises:
-            StorageError: The disk is full.
+            StorageError: If the disk is full.
         """
         with explain_storage_errors(self._path, _REMEDY):
             self._file.write(_line(record))
             self._file.flush()
 
     def sync(self) -> None:
-        """See to it that all lines outlast a power cut; before a checkpoint that relies on them."""
+        """Write all lines to disk, so that they survive a power failure; called before each checkpoint."""
         with explain_storage_errors(self._path, _REMEDY):
             os.fsync(self._file.fileno())
 
@@ -65,10 +65,10 @@ class LossLog:
 
 
 def read_losses(path: Path) -> tuple[LossRecord, ...]:
-    """All records of a run, in order; a last line that a killed process left unfinished is passed over.
+    """All records of a run, in order; an unfinished last line is ignored.
 
     Raises:
-        StorageError: The file is there and cannot be read.
+        StorageError: If the file exists and cannot be read.
     """
     if not path.exists():
         return ()
@@ -77,21 +77,21 @@ def read_losses(path: Path) -> tuple[LossRecord, ...]:
         return tuple(LossRecord(**json.loads(line)) for line in lines)
     except (ValueError, TypeError) as error:
         raise StorageError(
-            f"{path} holds a line that is no loss record: {error}. Remove the folder to begin anew."
+            f"{path} contains a line that is not a loss record: {error}. Remove the folder to start again."
         ) from error
 
 
 def cut_losses(path: Path, step: int) -> tuple[LossRecord, ...]:
-    """Drop what lies beyond a step, and return the rest.
+    """Remove the records after a step from the file and return the remaining ones.
 
     Raises:
-        StorageError: Steps before it are missing, or the file cannot be read or written.
+        StorageError: If earlier steps are missing, or the file cannot be read or written.
     """
     kept = tuple(record for record in read_losses(path) if record.step <= step)
     if [record.step for record in kept] != list(range(1, step + 1)):
         raise StorageError(
-            f"{path} should hold steps 1 to {step}, as the checkpoint of step {step} does. Put it back, or remove the "
-            "folder to begin anew."
+            f"{path} should contain steps 1 to {step}, because there is a checkpoint of step {step}. Restore the file, "
+            "or remove the folder to start again."
         )
     with atomic_write(path, _REMEDY) as temporary:
         temporary.write_text("".join(map(_line, kept)), encoding="utf-8")

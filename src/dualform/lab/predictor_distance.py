@@ -1,4 +1,4 @@
-"""How far apart two predictors are: in what they predict, and in the weights that their predictions imply."""
+"""Distances between two predictors: between their predictions, and between the weights that these imply."""
 
 from torch import Tensor
 
@@ -6,15 +6,15 @@ from dualform.errors import ShapeError
 from dualform.lab.predictors import Predictor, shortest_fit
 
 
-def spd(a: Predictor, b: Predictor, x: Tensor, y: Tensor, asked: Tensor) -> Tensor:
-    """Squared prediction difference: E (a(D)(x') - b(D)(x'))^2 over contexts D = (x, y) and the inputs asked for.
+def spd(a: Predictor, b: Predictor, x: Tensor, y: Tensor, queries: Tensor) -> Tensor:
+    """Squared prediction difference: E (a(D)(x') - b(D)(x'))^2 over contexts D = (x, y) and query inputs x'.
 
     Args:
-        a: A predictor.
-        b: Another.
+        a: First predictor.
+        b: Second predictor.
         x: Inputs in context, `(sequence, point, d)`.
-        y: Their targets, `(sequence, point)`.
-        asked: x', `(sequence, query, d)`.
+        y: Targets in context, `(sequence, point)`.
+        queries: Query inputs x', `(sequence, query, d)`.
 
     Returns:
         A scalar tensor, 0 or more, in units of y squared.
@@ -22,46 +22,52 @@ def spd(a: Predictor, b: Predictor, x: Tensor, y: Tensor, asked: Tensor) -> Tens
     Source:
         SPD, arXiv:2211.15661, section 4.1.
     """
-    return (a(x, y, asked) - b(x, y, asked)).square().mean()
+    return (a(x, y, queries) - b(x, y, queries)).square().mean()
 
 
-def ilwd(a: Predictor, b: Predictor, x: Tensor, y: Tensor, asked: Tensor) -> Tensor:
-    """Implicit linear weight difference: E |w_a - w_b|^2 over contexts, w of each from `implied_weights`.
+def ilwd(a: Predictor, b: Predictor, x: Tensor, y: Tensor, queries: Tensor) -> Tensor:
+    """Implicit linear weight difference: E |w_a - w_b|^2 over contexts, with the weights of `implied_weights`.
 
-    Where predictions are w x it is the distance of these w. Where they are not, as those of nearest neighbours, it
-    compares what is linear in them, and depends on the inputs asked for.
+    For linear predictors this is the distance of their weights. For others, such as nearest neighbours, it compares
+    the linear part of the predictions and depends on the query inputs.
 
     Args:
-        a: A predictor.
-        b: Another.
+        a: First predictor.
+        b: Second predictor.
         x: Inputs in context, `(sequence, point, d)`.
-        y: Their targets, `(sequence, point)`.
-        asked: `(sequence, query, d)`, d queries or more.
+        y: Targets in context, `(sequence, point)`.
+        queries: Query inputs, `(sequence, query, d)`; at least d queries.
 
     Returns:
         A scalar tensor, 0 or more, in units of w squared.
 
     Raises:
-        ShapeError: There are fewer queries than d.
+        ShapeError: If there are fewer than d queries.
 
     Source:
         ILWD, arXiv:2211.15661, section 4.1.
     """
-    return (implied_weights(a(x, y, asked), asked) - implied_weights(b(x, y, asked), asked)).square().sum(-1).mean()
+    return (
+        (implied_weights(a(x, y, queries), queries) - implied_weights(b(x, y, queries), queries))
+        .square()
+        .sum(-1)
+        .mean()
+    )
 
 
-def implied_weights(predicted: Tensor, asked: Tensor) -> Tensor:
-    """The w with which w x is nearest to the predictions, in the sense of least squares, `(sequence, d)`.
+def implied_weights(predicted: Tensor, queries: Tensor) -> Tensor:
+    """Least-squares weights w for which w x fits the predictions, `(sequence, d)`.
 
     Args:
-        predicted: `(sequence, query)`.
-        asked: `(sequence, query, d)`.
+        predicted: Predictions, `(sequence, query)`.
+        queries: Query inputs, `(sequence, query, d)`.
 
     Raises:
-        ShapeError: There are fewer queries than d, so that many w would do.
+        ShapeError: If there are fewer than d queries, which do not determine w.
     """
-    if asked.shape[1] < asked.shape[2]:
+    if queries.shape[1] < queries.shape[2]:
         raise ShapeError(
-            f"{asked.shape[1]} queries imply no one w in {asked.shape[2]} dimensions; ask for {asked.shape[2]} or more."
+            f"{queries.shape[1]} queries do not determine w in {queries.shape[2]} dimensions; give "
+            f"{queries.shape[2]} or more."
         )
-    return shortest_fit(asked, predicted)
+    return shortest_fit(queries, predicted)

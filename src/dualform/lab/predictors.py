@@ -1,8 +1,8 @@
-"""Exact predictors of in-context regression: what a model in context may turn out to do.
+"""Exact predictors of in-context regression, with which trained models are compared.
 
-Each takes the examples of a context and predicts y at some inputs. Those that end in weights w, so that they
-predict w x, know of the context only its size N, its Gram matrix G = sum x x^T and its moment m = sum y x; so all
-prefixes of a sequence are fitted at once, from running sums.
+Each takes the examples of a context and predicts y at query inputs. Linear ones predict w x, where w depends on the
+context only through its size N, its Gram matrix G = sum x x^T and its moment m = sum y x. All prefixes of a sequence
+are therefore fitted at once, from running sums.
 """
 
 import math
@@ -20,26 +20,26 @@ from dualform.errors import ConfigError, NumericalError, ShapeError
 
 
 class Predictor(Protocol):
-    """A rule that goes from examples to predictions."""
+    """A function from context examples and query inputs to predictions."""
 
     @property
     def name(self) -> str:
-        """What it is called beside a curve."""
+        """Name in tables and legends."""
         ...
 
-    def __call__(self, x: Tensor, y: Tensor, asked: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, y: Tensor, queries: Tensor) -> Tensor:
         """Predictions, `(sequence, query)`.
 
         Args:
             x: Inputs in context, `(sequence, point, d)`; there may be no point.
-            y: Their targets, `(sequence, point)`.
-            asked: Inputs whose y is asked for, `(sequence, query, d)`.
+            y: Targets in context, `(sequence, point)`.
+            queries: Query inputs, whose y is predicted, `(sequence, query, d)`.
         """
         ...
 
 
 class _Linear(ABC):
-    """Predicts w x, with w from the context's size, Gram matrix and moment."""
+    """Predicts w x, where w is computed from the context's size, Gram matrix and moment."""
 
     @abstractmethod
     def weights(self, G: Tensor, m: Tensor, N: Tensor) -> Tensor:
@@ -48,20 +48,20 @@ class _Linear(ABC):
         Args:
             G: Sum of x x^T, `(..., d, d)`.
             m: Sum of y x, `(..., d)`.
-            N: Examples in these sums, at least 1, broadcast to `(..., 1)`.
+            N: Number of examples in these sums, at least 1, broadcast to `(..., 1)`.
         """
 
-    def __call__(self, x: Tensor, y: Tensor, asked: Tensor) -> Tensor:
-        """Predictions, as of every `Predictor`."""
-        _require_examples(x, y, asked)
+    def __call__(self, x: Tensor, y: Tensor, queries: Tensor) -> Tensor:
+        """Predictions, `(sequence, query)` (see `Predictor`)."""
+        _require_examples(x, y, queries)
         if x.shape[1] == 0:
-            return asked.new_zeros(asked.shape[:2])
+            return queries.new_zeros(queries.shape[:2])
         m = einsum(y, x, "sequence point, sequence point d -> sequence d")
         w = self.weights(x.mT @ x, m, x.new_tensor([x.shape[1]]))
-        return einsum(asked, w, "sequence query d, sequence d -> sequence query")
+        return einsum(queries, w, "sequence query d, sequence d -> sequence query")
 
     def by_point(self, x: Tensor, y: Tensor) -> Tensor:
-        """As the function `by_point`, all prefixes at once."""
+        """Predictions at each point from the points before it, all prefixes at once (see `by_point`)."""
         predicted = torch.zeros_like(y)
         if x.shape[1] > 1:
             before, y_before = x[:, :-1], y[:, :-1]
@@ -74,30 +74,30 @@ class _Linear(ABC):
 
 @dataclass(frozen=True)
 class Zero:
-    """Predicts zero, as nothing is known before an example is seen."""
+    """Predicts zero, the best prediction before any example is known."""
 
     @property
     def name(self) -> str:
-        """Beside a curve."""
+        """Name in tables and legends."""
         return "zero"
 
-    def __call__(self, x: Tensor, y: Tensor, asked: Tensor) -> Tensor:
-        """Predictions, as of every `Predictor`."""
-        _require_examples(x, y, asked)
-        return asked.new_zeros(asked.shape[:2])
+    def __call__(self, x: Tensor, y: Tensor, queries: Tensor) -> Tensor:
+        """Predictions, `(sequence, query)` (see `Predictor`)."""
+        _require_examples(x, y, queries)
+        return queries.new_zeros(queries.shape[:2])
 
 
 @dataclass(frozen=True)
 class NearestNeighbours:
-    """The mean y of the k examples whose inputs are nearest; of all where there are fewer.
+    """The mean y of the k examples with the nearest inputs, or of all examples if there are fewer.
 
     Source:
-        arXiv:2211.15661, k = 3; weights are scikit-learn's "distance", which the authors' released code asks for.
+        arXiv:2211.15661, k = 3; weights are scikit-learn's "distance", as in the authors' released code.
     """
 
     k: int = 3
     weighted: bool = True
-    """By 1 / distance; an example at distance zero is then the only one that counts."""
+    """Weight by 1 / distance; examples at distance zero then take all the weight."""
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -105,50 +105,50 @@ class NearestNeighbours:
 
     @property
     def name(self) -> str:
-        """Beside a curve."""
+        """Name in tables and legends."""
         return f"{self.k} nearest neighbours" + ("" if self.weighted else ", unweighted")
 
-    def __call__(self, x: Tensor, y: Tensor, asked: Tensor) -> Tensor:
-        """Predictions, as of every `Predictor`."""
-        _require_examples(x, y, asked)
+    def __call__(self, x: Tensor, y: Tensor, queries: Tensor) -> Tensor:
+        """Predictions, `(sequence, query)` (see `Predictor`)."""
+        _require_examples(x, y, queries)
         if x.shape[1] == 0:
-            return asked.new_zeros(asked.shape[:2])
-        # Not by matrix products, whose rounding would keep equal inputs from being at distance zero.
-        apart = torch.cdist(asked, x, compute_mode="donot_use_mm_for_euclid_dist")
-        near, which = apart.topk(min(self.k, x.shape[1]), dim=-1, largest=False)
-        values = y[:, None].expand(*apart.shape).gather(-1, which)
+            return queries.new_zeros(queries.shape[:2])
+        # Without matrix products: their rounding errors would give equal inputs a distance above zero.
+        distances = torch.cdist(queries, x, compute_mode="donot_use_mm_for_euclid_dist")
+        nearest, indices = distances.topk(min(self.k, x.shape[1]), dim=-1, largest=False)
+        values = y[:, None].expand(*distances.shape).gather(-1, indices)
         if not self.weighted:
             return values.mean(-1)
-        same = near == 0
-        weights = torch.where(same.any(-1, keepdim=True), same.to(near), 1 / near)
+        same = nearest == 0
+        weights = torch.where(same.any(-1, keepdim=True), same.to(nearest), 1 / nearest)
         return (values * weights).sum(-1) / weights.sum(-1)
 
 
 @dataclass(frozen=True)
 class OnePassSGD:
-    """One step of gradient descent an example, in their order, on half its squared error, from w = 0.
+    """One gradient step for each example, in order, on half its squared error, starting from w = 0.
 
     Source:
-        arXiv:2211.15661, whose released code descends the whole squared error: its rate is half of this one.
+        arXiv:2211.15661. The released code does not halve the squared error, so its rate is half of this one.
     """
 
     rate: float
 
     @property
     def name(self) -> str:
-        """Beside a curve."""
+        """Name in tables and legends."""
         return f"one pass of SGD, rate {self.rate:.3g}"
 
-    def __call__(self, x: Tensor, y: Tensor, asked: Tensor) -> Tensor:
-        """Predictions, as of every `Predictor`."""
-        _require_examples(x, y, asked)
+    def __call__(self, x: Tensor, y: Tensor, queries: Tensor) -> Tensor:
+        """Predictions, `(sequence, query)` (see `Predictor`)."""
+        _require_examples(x, y, queries)
         w = x.new_zeros(x.shape[0], x.shape[2])
         for point in range(x.shape[1]):
             w = self._step(w, x[:, point], y[:, point])
-        return einsum(asked, w, "sequence query d, sequence d -> sequence query")
+        return einsum(queries, w, "sequence query d, sequence d -> sequence query")
 
     def by_point(self, x: Tensor, y: Tensor) -> Tensor:
-        """As the function `by_point`, in one pass."""
+        """Predictions at each point from the points before it, in one pass (see `by_point`)."""
         predicted = []
         w = x.new_zeros(x.shape[0], x.shape[2])
         for point in range(x.shape[1]):
@@ -167,16 +167,16 @@ class Descent(_Linear):
     steps: int
     rate: float
     momentum: float = 0.0
-    """Heavy ball's share of the last step that is taken again."""
+    """Momentum of the heavy-ball method: the share of the previous step that is added to each step."""
 
     @property
     def name(self) -> str:
-        """Beside a curve."""
+        """Name in tables and legends."""
         ball = f", momentum {self.momentum:.3g}" if self.momentum else ""
         return f"gradient descent, {_steps(self.steps)}, rate {self.rate:.3g}{ball}"
 
     def weights(self, G: Tensor, m: Tensor, N: Tensor) -> Tensor:
-        """w, as of every linear predictor."""
+        """Weights w, `(..., d)` (see `_Linear.weights`)."""
         w = torch.zeros_like(m)
         moved = torch.zeros_like(m)
         for _ in range(self.steps):
@@ -187,18 +187,17 @@ class Descent(_Linear):
 
 @dataclass(frozen=True)
 class DescentPlusPlus(_Linear):
-    """GD++: descent on inputs that each step also transforms, x <- (I - gamma sum x x^T) x, the asked ones with them.
+    """GD++: gradient descent in which each step also transforms all inputs, x <- (I - gamma sum x x^T) x.
 
-    A step moves the predictions by one step of descent on what the examples' inputs and residuals have become, and
-    curvature is taken out of the inputs for the next. All transforms are polynomials in G, so that they commute and
-    the whole is one w: with H the product of the transforms so far, w <- w + (rate / N) H^2 (m - G w) and
-    H <- (I - gamma H^2 G) H.
+    Each step is one gradient step on the current residuals and transformed inputs; the transform then reduces the
+    curvature for the next step. All transforms are polynomials in G, so they commute and the result is a single w:
+    with H the product of the transforms so far, w <- w + (rate / N) H^2 (m - G w) and H <- (I - gamma H^2 G) H.
 
     Source:
-        arXiv:2212.07677, GD++. What it leaves open was found by experiment: queries are transformed as examples are,
-        step and transform are both of the inputs that come in, gamma is shared by all steps. Of the conventions tried
-        only this one has the losses known of it, .110 with 2 steps and .051 with 5 (`VON_OSWALD`, half the mean squared
-        error). That gamma is not divided by N is a matter of units alone.
+        arXiv:2212.07677, GD++. The paper leaves three conventions open: here queries are transformed like examples,
+        step and transform both use the inputs of the previous step, and all steps share gamma. Of the conventions
+        tried, only this one has the published losses, .110 with 2 steps and .051 with 5 (`VON_OSWALD`, half the mean
+        squared error). Not dividing gamma by N only changes its unit.
     """
 
     steps: int
@@ -207,11 +206,11 @@ class DescentPlusPlus(_Linear):
 
     @property
     def name(self) -> str:
-        """Beside a curve."""
+        """Name in tables and legends."""
         return f"GD++, {_steps(self.steps)}, rate {self.rate:.3g}, gamma {self.gamma:.3g}"
 
     def weights(self, G: Tensor, m: Tensor, N: Tensor) -> Tensor:
-        """w, as of every linear predictor."""
+        """Weights w, `(..., d)` (see `_Linear.weights`)."""
         w = torch.zeros_like(m)
         H = torch.eye(G.shape[-1]).to(G).expand_as(G)
         for _ in range(self.steps):
@@ -222,67 +221,70 @@ class DescentPlusPlus(_Linear):
 
 @dataclass(frozen=True)
 class Ridge(_Linear):
-    """The w that has the least sum (w x - y)^2 + strength |w|^2."""
+    """Ridge regression: the w that minimises sum (w x - y)^2 + strength |w|^2."""
 
     strength: float
 
     def __post_init__(self) -> None:
         if not 0 < self.strength < math.inf:
-            raise ConfigError(f"the strength of ridge is {self.strength}; expected above 0. At 0 it is LeastSquares().")
+            raise ConfigError(
+                f"the strength of ridge is {self.strength}; expected above 0. For 0 use LeastSquares() instead."
+            )
 
     @property
     def name(self) -> str:
-        """Beside a curve."""
+        """Name in tables and legends."""
         return f"ridge {self.strength:.3g}"
 
     def weights(self, G: Tensor, m: Tensor, N: Tensor) -> Tensor:
-        """w, as of every linear predictor."""
+        """Weights w, `(..., d)` (see `_Linear.weights`)."""
         return torch.linalg.solve(G + self.strength * torch.eye(G.shape[-1]).to(G), m[..., None])[..., 0]
 
 
 @dataclass(frozen=True)
 class LeastSquares:
-    """The w that has the least sum (w x - y)^2, and of those the shortest: ridge as its strength goes to 0."""
+    """The w of minimum norm that minimises sum (w x - y)^2: the limit of ridge as its strength goes to 0."""
 
     @property
     def name(self) -> str:
-        """Beside a curve."""
+        """Name in tables and legends."""
         return "least squares"
 
-    def __call__(self, x: Tensor, y: Tensor, asked: Tensor) -> Tensor:
-        """Predictions, as of every `Predictor`."""
-        _require_examples(x, y, asked)
+    def __call__(self, x: Tensor, y: Tensor, queries: Tensor) -> Tensor:
+        """Predictions, `(sequence, query)` (see `Predictor`)."""
+        _require_examples(x, y, queries)
         if x.shape[1] == 0:
-            return asked.new_zeros(asked.shape[:2])
-        return einsum(asked, shortest_fit(x, y), "sequence query d, sequence d -> sequence query")
+            return queries.new_zeros(queries.shape[:2])
+        return einsum(queries, shortest_fit(x, y), "sequence query d, sequence d -> sequence query")
 
 
 @dataclass(frozen=True)
 class Bayes:
-    """The posterior mean for y = w x + noise with normal w: ridge at noise variance over the weights'."""
+    """The posterior mean for y = w x + noise with normal w: ridge with strength sigma^2 / tau^2."""
 
     noise: float
-    """sigma, standard deviation of the noise in y."""
+    """sigma, the standard deviation of the noise in y."""
     weight_scale: float
-    """tau, standard deviation of each weight."""
+    """tau, the standard deviation of each weight."""
 
     def __post_init__(self) -> None:
         if not (self.noise >= 0 and self.weight_scale > 0):
             raise ConfigError(
-                f"noise is {self.noise} and weight_scale {self.weight_scale}; expected 0 or more and above 0."
+                f"noise is {self.noise} and weight_scale {self.weight_scale}; expected noise of 0 or more and a "
+                "weight_scale above 0."
             )
 
     @property
     def name(self) -> str:
-        """Beside a curve."""
+        """Name in tables and legends."""
         return "Bayes"
 
-    def __call__(self, x: Tensor, y: Tensor, asked: Tensor) -> Tensor:
-        """Predictions, as of every `Predictor`."""
-        return self._exact(x, y, asked)
+    def __call__(self, x: Tensor, y: Tensor, queries: Tensor) -> Tensor:
+        """Predictions, `(sequence, query)` (see `Predictor`)."""
+        return self._exact(x, y, queries)
 
     def by_point(self, x: Tensor, y: Tensor) -> Tensor:
-        """As the function `by_point`."""
+        """Predictions at each point from the points before it (see `by_point`)."""
         return by_point(self._exact, x, y)
 
     @property
@@ -291,12 +293,12 @@ class Bayes:
 
 
 def by_point(predictor: Predictor, x: Tensor, y: Tensor) -> Tensor:
-    """Predictions at each point from the points before it, `(sequence, point)`; the first from none.
+    """Predictions at each point from the points before it, `(sequence, point)`; the first point has no examples.
 
     Args:
-        predictor: Called at every point; one with a `by_point` of its own is called once.
-        x: `(sequence, point, d)`.
-        y: `(sequence, point)`.
+        predictor: Called once for each point, unless it has its own method `by_point`.
+        x: Inputs, `(sequence, point, d)`.
+        y: Targets, `(sequence, point)`.
     """
     _require_examples(x, y, x)
     own: Callable[[Tensor, Tensor], Tensor] | None = getattr(predictor, "by_point", None)
@@ -306,103 +308,106 @@ def by_point(predictor: Predictor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def errors_by_point(predicted: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error at each point over that of predicting zero, `(..., point)`.
+    """Mean squared error at each point, divided by the mean square of the targets, `(..., point)`.
 
     Args:
-        predicted: `(..., sequence, point)`, such as of several seeds.
-        target: `(sequence, point)`.
+        predicted: Predictions, `(..., sequence, point)`; a leading axis may hold several seeds.
+        target: Targets, `(sequence, point)`.
     """
     return (predicted - target).square().mean(-2) / target.square().mean()
 
 
 def best_of(predictors: Iterable[Predictor], x: Tensor, y: Tensor, target: Tensor) -> Predictor:
-    """The predictor with the least mean squared error over all points, each predicted from the points before.
+    """The predictor with the least mean squared error over all points, each predicted from the points before it.
 
-    Errors should then be reported on other sequences than these.
+    Report errors on other sequences than these.
 
     Args:
-        predictors: Such as descent at several rates.
-        x: `(sequence, point, d)`.
+        predictors: Candidates, such as gradient descent with several rates.
+        x: Inputs, `(sequence, point, d)`.
         y: Targets in context, `(sequence, point)`.
-        target: What should be predicted, `(sequence, point)`.
+        target: Values that should be predicted, `(sequence, point)`.
     """
 
     def error(predictor: Predictor) -> float:
-        found = (by_point(predictor, x, y) - target).square().mean()
-        # A rate too large overflows; no number is worse.
-        return float(found) if found.isfinite() else math.inf
+        mse = (by_point(predictor, x, y) - target).square().mean()
+        # Too large a rate overflows and must never be chosen.
+        return float(mse) if mse.isfinite() else math.inf
 
     return min(predictors, key=error)
 
 
 def shortest_fit(x: Tensor, y: Tensor) -> Tensor:
-    """Least squares' w, and of several the shortest, `(sequence, d)`.
+    """Least-squares weights of minimum norm, `(sequence, d)`.
 
     Args:
-        x: `(sequence, point, d)`.
-        y: `(sequence, point)`.
+        x: Inputs, `(sequence, point, d)`.
+        y: Targets, `(sequence, point)`.
     """
-    # Of LAPACK's drivers the fastest that gives the shortest w where rows depend on one another; it runs on CPU only.
+    # LAPACK's fastest driver that gives the minimum norm for rank-deficient x; it runs on CPU only.
     return torch.linalg.lstsq(x.cpu(), y[..., None].cpu(), driver="gelsy").solution[..., 0].to(x)
 
 
 def best_descent(
-    x: Tensor, y: Tensor, asked: Tensor, target: Tensor, steps: int, plus_plus: bool = False
+    x: Tensor, y: Tensor, queries: Tensor, target: Tensor, steps: int, plus_plus: bool = False
 ) -> Descent | DescentPlusPlus:
-    """Descent with the rate, and GD++ with the rate and gamma, whose predictions are best on average over sequences.
+    """Gradient descent or GD++ with the rate (and gamma) whose mean squared error over all sequences is least.
 
     Args:
         x: Inputs in context, `(sequence, point, d)`.
-        y: Their targets, `(sequence, point)`.
-        asked: Inputs whose y is asked for, `(sequence, query, d)`.
-        target: What is compared with, `(sequence, query)`.
-        steps: Of descent; all share one rate (and gamma).
-        plus_plus: GD++.
+        y: Targets in context, `(sequence, point)`.
+        queries: Query inputs, whose y is predicted, `(sequence, query, d)`.
+        target: Values that should be predicted, `(sequence, query)`.
+        steps: Number of steps; all share one rate (and gamma).
+        plus_plus: Whether to use GD++ instead of plain gradient descent.
 
     Raises:
-        ShapeError: There is nothing to predict, or nothing to predict it from.
-        NumericalError: All inputs are zero, so that no rate is better than another.
+        ShapeError: If there are no queries or no examples, or shapes do not match.
+        NumericalError: If all inputs are zero or NaN, so that no rate is better than another.
     """
-    if not asked.numel() or not x.numel():
-        raise ShapeError(f"no rate is best for x {tuple(x.shape)} and asked {tuple(asked.shape)}; give some of each.")
-    _require_examples(x, y, asked)
-    if target.shape != asked.shape[:2]:
-        raise ShapeError(f"target must be (sequence, query), {tuple(asked.shape[:2])}; given {tuple(target.shape)}.")
-    x, y, asked, target = (tensor.detach().double() for tensor in (x, y, asked, target))
+    if not queries.numel() or not x.numel():
+        raise ShapeError(
+            f"x {tuple(x.shape)} or queries {tuple(queries.shape)} is empty; the best rate needs examples and queries."
+        )
+    _require_examples(x, y, queries)
+    if target.shape != queries.shape[:2]:
+        raise ShapeError(f"target must be (sequence, query), {tuple(queries.shape[:2])}; given {tuple(target.shape)}.")
+    x, y, queries, target = (tensor.detach().double() for tensor in (x, y, queries, target))
     N = x.shape[1]
-    # In the Gram matrix's own directions every step is a product of numbers, so that a rate is tried in no time.
+    # In the eigenbasis of the Gram matrix a step is elementwise, so that evaluating a rate is cheap.
     eigenvalues, directions = torch.linalg.eigh(x.mT @ x)
     if not eigenvalues.mean() > 0:
-        raise NumericalError("all inputs in context are zero or NaN, where no rate of descent is best.")
+        raise NumericalError("all inputs in context are zero or NaN, so that no rate is better than another.")
     m = einsum(x, y, directions, "sequence point d, sequence point, sequence d direction -> sequence direction")
-    reach = (asked @ directions) * m[:, None]
+    reach = (queries @ directions) * m[:, None]
     error = _ErrorOfDescent(eigenvalues, reach, target, steps, plus_plus)
-    # Of GD++ the error has several valleys: each that a coarse grid shows is gone down, on some of the sequences.
-    few = _ErrorOfDescent(eigenvalues[:_FEW], reach[:_FEW], target[:_FEW], steps, plus_plus)
+    # The error of GD++ has several local minima: the search starts from each minimum of a coarse grid, on a subset of
+    # the sequences.
+    subset = _ErrorOfDescent(eigenvalues[:_FEW], reach[:_FEW], target[:_FEW], steps, plus_plus)
     rates = torch.logspace(-2, 1, 61 if plus_plus else 25).double()
     gammas = torch.cat([torch.zeros(1), torch.logspace(-2, 0, 25)]).double() if plus_plus else torch.zeros(1).double()
     grid = torch.cartesian_prod(rates, gammas)
-    errors = torch.stack([few(settings) for settings in grid]).nan_to_num(nan=math.inf)
-    valleys = grid[_lowest_of_neighbours(errors.reshape(len(rates), len(gammas)), most=6)]
-    found = min((few.descended(valley) for valley in valleys), key=lambda settings: float(error(settings)))
-    rate, gamma = (error.descended(found) / eigenvalues.mean()).tolist()
+    errors = torch.stack([subset(settings) for settings in grid]).nan_to_num(nan=math.inf)
+    starts = grid[_local_minima(errors.reshape(len(rates), len(gammas)), most=6)]
+    best = min((subset.minimise(start) for start in starts), key=lambda settings: float(error(settings)))
+    rate, gamma = (error.minimise(best) / eigenvalues.mean()).tolist()
     return DescentPlusPlus(steps, rate * N, gamma) if plus_plus else Descent(steps, rate * N)
 
 
 _FEW = 2048
-"""Sequences on which `best_descent` looks for valleys."""
+"""Sequences on which `best_descent` searches for local minima."""
 
 
 @dataclass(frozen=True)
 class _ErrorOfDescent:
-    """Mean squared error by rate / N and gamma, each in units of one over the mean eigenvalue."""
+    """Mean squared error as a function of rate / N and gamma, both in units of 1 / (mean eigenvalue)."""
 
     eigenvalues: Tensor
-    """Of the Gram matrices, `(sequence, d)`."""
+    """Eigenvalues of the Gram matrices, `(sequence, d)`."""
     reach: Tensor
-    """What a weight of 1 in each direction adds to a prediction, over the moment there, `(sequence, query, d)`."""
+    """Query inputs in the eigenbasis, times the moment, `(sequence, query, d)`; a prediction is `reach @ w`."""
     target: Tensor
-    """`(sequence, query)`."""
+    """Values that should be predicted, `(sequence, query)`."""
     steps: int
     plus_plus: bool
 
@@ -417,25 +422,25 @@ class _ErrorOfDescent:
         predicted = (self.reach @ w[..., None])[..., 0] / self.eigenvalues.mean()
         return (predicted - self.target).square().mean()
 
-    def descended(self, settings: Tensor) -> Tensor:
-        """The bottom of the valley that these settings lie in."""
+    def minimise(self, start: Tensor) -> Tensor:
+        """Settings at the local minimum near `start`."""
         with torch.enable_grad():
-            found = settings.clone().requires_grad_()
-            search = torch.optim.LBFGS([found], max_iter=60, line_search_fn="strong_wolfe")
+            settings = start.clone().requires_grad_()
+            optimizer = torch.optim.LBFGS([settings], max_iter=60, line_search_fn="strong_wolfe")
 
-            def again() -> Tensor:
-                search.zero_grad()
-                loss = self(found)
+            def closure() -> Tensor:
+                optimizer.zero_grad()
+                loss = self(settings)
                 loss.backward()
                 return loss
 
-            search.step(again)
-        # A step out of the valley, to where errors overflow, is not taken.
-        return found.detach() if float(self(found.detach())) <= float(self(settings)) else settings
+            optimizer.step(closure)
+        # Keep the start if the search diverged to where errors overflow.
+        return settings.detach() if float(self(settings.detach())) <= float(self(start)) else start
 
 
-def _lowest_of_neighbours(errors: Tensor, most: int) -> Tensor:
-    """Which entries of a grid are no higher than those around them, as of its flattened form, the lowest first."""
+def _local_minima(errors: Tensor, most: int) -> Tensor:
+    """Indices into the flattened grid of entries no higher than their neighbours, the lowest first."""
     around = -F.max_pool2d(-errors.nan_to_num(posinf=1e300)[None], 3, stride=1, padding=1)[0]
     lowest = (errors <= around).flatten().nonzero()[:, 0]
     return lowest[errors.flatten()[lowest].argsort()[:most]]
@@ -449,9 +454,9 @@ def _steps(steps: int) -> str:
     return "1 step" if steps == 1 else f"{steps} steps"
 
 
-def _require_examples(x: Tensor, y: Tensor, asked: Tensor) -> None:
-    if x.dim() != 3 or y.shape != x.shape[:2] or asked.dim() != 3 or asked.shape[::2] != x.shape[::2]:
+def _require_examples(x: Tensor, y: Tensor, queries: Tensor) -> None:
+    if x.dim() != 3 or y.shape != x.shape[:2] or queries.dim() != 3 or queries.shape[::2] != x.shape[::2]:
         raise ShapeError(
-            "x must be (sequence, point, d), y (sequence, point) and asked (sequence, query, d); given "
-            f"{tuple(x.shape)}, {tuple(y.shape)} and {tuple(asked.shape)}."
+            "x must be (sequence, point, d), y (sequence, point) and queries (sequence, query, d); given "
+            f"{tuple(x.shape)}, {tuple(y.shape)} and {tuple(queries.shape)}."
         )

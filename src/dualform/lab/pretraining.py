@@ -1,8 +1,7 @@
-"""A causal language model trained from nothing, so that two can be compared that differ in one thing alone.
+"""Training of causal language models from scratch, so that models can be compared that differ in one respect only.
 
-Everything that a run draws at random is drawn from the recipe's seeds and the number of the step: two runs with equal
-seeds begin with the same weights and read the same text in the same order, and a run that was interrupted ends with the
-weights that it would have had.
+All randomness depends on the recipe's seeds and the step only: two runs with equal seeds start with the same weights
+and read the same text in the same order, and an interrupted run ends with the same weights as an uninterrupted one.
 """
 
 import math
@@ -34,7 +33,7 @@ from dualform.lab.recipe import Recipe
 from dualform.lab.tokenizer import tokenizer_digest
 from dualform.lab.tracker import Tracker
 from dualform.lab.training import TrainingStep, fit
-from dualform.lab.windows import Windows, gathered, spread_windows
+from dualform.lab.windows import Windows, gather_windows, spread_windows
 from dualform.models.compat import NAME_OR_PATH, accelerate_knows_processes, forget_accelerator
 from dualform.ops.streams import stream_seed
 from dualform.progress import Progress, SilentProgress
@@ -42,7 +41,7 @@ from dualform.progress import Progress, SilentProgress
 LOSSES = "losses.jsonl"
 
 Prepare = Callable[[PreTrainedModel], object]
-"""Changes a model in place after its weights are drawn and before it is trained."""
+"""A function that changes a model in place after its weights are initialised and before it is trained."""
 
 _DATA_PARALLEL = {
     DistributedType.NO,
@@ -55,29 +54,29 @@ _DATA_PARALLEL = {
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What a run leaves."""
+    """A trained model with the records of its training."""
 
     model: PreTrainedModel
-    """In evaluation mode, on the device where it was trained."""
+    """The model in evaluation mode, on the device where it was trained."""
     tokenizer: PreTrainedTokenizerFast
     losses: tuple[LossRecord, ...]
-    """Of every step, those before an interruption included."""
+    """Records of all steps, including those before an interruption."""
     folder: Path
     tokens: int
-    """Read in all."""
+    """Total number of tokens read."""
     seconds: float
-    """This call took."""
+    """Duration of this call."""
     step_seconds: float
-    """Spent in all steps, those before an interruption included; evaluation and checkpoints left out."""
+    """Total duration of all steps, including those before an interruption, without evaluation and checkpoints."""
 
     @property
     def checkpoint(self) -> Path:
-        """The last checkpoint, which `AutoModelForCausalLM.from_pretrained` loads."""
+        """Folder of the last checkpoint, for `AutoModelForCausalLM.from_pretrained`."""
         return self.folder / f"checkpoint-{self.losses[-1].step}"
 
     @property
     def median_step_seconds(self) -> float:
-        """A step's usual time, which a busy moment of the machine does not move."""
+        """Median duration of a step."""
         return statistics.median(record.seconds for record in self.losses)
 
     @property
@@ -97,32 +96,28 @@ def pretrain(
     tracker: Tracker | None = None,
     device: Literal["auto", "cpu"] = "auto",
 ) -> Pretrained:
-    """Train a model, or go on where an earlier call with the same arguments was interrupted.
+    """Train a model, or resume an interrupted call with the same arguments.
 
-    On a CPU the outcome is the same bit for bit however often the run was interrupted. Under `accelerate launch` or
-    `torchrun` every process takes its share of each batch. A window may hold the end of one document and the beginning
-    of the next, and attention sees both.
+    On a CPU the result is the same bit for bit, however often the run was interrupted. Under `accelerate launch` or
+    `torchrun` each process takes its share of each batch. A window may contain the end of one document and the
+    beginning of the next; attention is not masked between them.
 
     Args:
-        recipe: What to train and how.
-        corpus: What to train on.
-        folder: Gets `losses.jsonl` and the two newest `checkpoint-<step>`; shared by all processes.
-        prepare: Called with the model, on the CPU and in evaluation mode, once its initial weights are drawn. What it
-            notes in the model's config is looked at when a run goes on, so that no model goes on that was prepared
-            otherwise.
-        validation: What the validation loss is taken on, by the same tokenizer.
-        progress: Told of each step, in tokens.
-        tracker: Told each step's numbers.
-        device: `auto` is accelerate's choice: a GPU where there is one.
-
-    Returns:
-        The model and its losses.
+        recipe: Model and training settings.
+        corpus: Training text.
+        folder: Folder for `losses.jsonl` and the two newest `checkpoint-<step>`, shared by all processes.
+        prepare: Called with the model, on the CPU and in evaluation mode, after its weights are initialised. Changes
+            that it makes to the model's config are part of the run's identity, which is checked when a run is resumed.
+        validation: Text for the validation loss, in the same tokens.
+        progress: Receives the progress in tokens.
+        tracker: Receives the numbers of each step.
+        device: `auto` for the choice of accelerate (a GPU if there is one), or `cpu`.
 
     Raises:
-        ConfigError: Corpus and recipe do not fit, the batch cannot be shared among the processes, or the folder has
-            checkpoints of another run.
-        StorageError: The folder cannot be written; what was written before stays.
-        TrainingError: The loss or the gradient became NaN or infinite; the message names the step.
+        ConfigError: If corpus and recipe do not match, the batch cannot be divided among the processes, or the folder
+            contains checkpoints of another run.
+        StorageError: If the folder cannot be written; earlier files are then unchanged.
+        TrainingError: If the loss or the gradient becomes NaN or infinite; the message names the step.
     """
     begin = time.perf_counter()
     windows = _windows(recipe, corpus, validation)
@@ -130,13 +125,13 @@ def pretrain(
     with _processes(device) as accelerator:
         if recipe.sequences % accelerator.num_processes:
             raise ConfigError(
-                f"a batch of {recipe.sequences} sequences cannot be shared equally among {accelerator.num_processes} "
+                f"a batch of {recipe.sequences} sequences cannot be divided equally among {accelerator.num_processes} "
                 "processes. Change batch_tokens or the number of processes."
             )
         model = recipe.build(corpus.tokenizer.eos_token_id)
         if prepare is not None:
             with torch.random.fork_rng(devices=[]):
-                # What it draws depends on the recipe's seed, and on nothing that the weights were drawn from.
+                # Its randomness depends on the recipe's seed, and not on that of the weights.
                 torch.default_generator.manual_seed(stream_seed("prepare", recipe.seed))
                 prepare(model.eval())
         model.to(accelerator.device)
@@ -159,60 +154,62 @@ def pretrain(
 
 
 def _windows(recipe: Recipe, corpus: Corpus, validation: Corpus | None) -> Windows:
-    """The corpus's windows, once it is clear that all fits together."""
+    """The windows of the corpus, after checking that recipe and texts match."""
     if len(corpus.tokenizer) > recipe.vocab_size:
         raise ConfigError(
-            f"the corpus is written in {len(corpus.tokenizer)} tokens, and the recipe's vocab_size is "
-            f"{recipe.vocab_size}. Raise it, or learn a smaller tokenizer."
+            f"the tokenizer of the corpus has {len(corpus.tokenizer)} tokens, but the recipe's vocab_size is "
+            f"{recipe.vocab_size}. Raise vocab_size, or train a smaller tokenizer."
         )
     if corpus.count <= recipe.batch_tokens:
         raise ConfigError(
-            f"the corpus of {corpus.count:,} tokens is shorter than one batch of {recipe.batch_tokens:,} and the token "
-            "after it. Take more text or a smaller batch_tokens."
+            f"the corpus of {corpus.count:,} tokens is shorter than one batch of {recipe.batch_tokens:,} tokens and "
+            "the "
+            "token after it. Use more text or a smaller batch_tokens."
         )
     if validation is not None:
         if tokenizer_digest(validation.tokenizer) != tokenizer_digest(corpus.tokenizer):
-            raise ConfigError("the validation text is in other tokens than the corpus. Use the corpus's tokenizer.")
+            raise ConfigError("the validation text has another tokenizer than the corpus. Use the corpus's tokenizer.")
         spread_windows(validation.count, recipe.length, 1)
     return Windows(corpus.count, recipe.length, recipe.data_seed)
 
 
 @contextmanager
 def _processes(device: Literal["auto", "cpu"]) -> Iterator[Accelerator]:
-    """This process's place among those that train, and its device."""
+    """The accelerator of this process, with its device and its place among all processes."""
     own, own_processes = not is_initialized(), not accelerate_knows_processes()
     try:
-        # Arithmetic in bfloat16 is the recipe's to decide, not the launcher's.
+        # The recipe decides whether to compute in bfloat16, not the launcher.
         accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
     except ValueError as error:
-        raise ConfigError(f"accelerate was set up otherwise in this process: {error}") from error
+        raise ConfigError(f"accelerate was configured differently in this process: {error}") from error
     try:
         if accelerator.distributed_type not in _DATA_PARALLEL:
             raise ConfigError(
-                f"{accelerator.distributed_type.value} is set up for accelerate, and models are trained here whole on "
-                "each device: configure it for plain data parallelism."
+                f"accelerate is configured for {accelerator.distributed_type.value}, but only plain data parallelism "
+                "is "
+                "supported here: configure it for that."
             )
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched != accelerator.num_processes:
-            # As happens with torchrun where there is no GPU: all would write to one folder.
+            # This happens with torchrun without a GPU: all processes would write to the same folder.
             raise ConfigError(
-                f"{launched} processes were launched, and accelerate counts {accelerator.num_processes}. To train on "
-                "CPUs together, set ACCELERATE_USE_CPU=true or ask for device cpu."
+                f"{launched} processes were launched, but accelerate counts {accelerator.num_processes}. To train on "
+                "several CPUs, set ACCELERATE_USE_CPU=true or use device cpu."
             )
         yield accelerator
     finally:
         if own:
-            # Else the next call would find this one's device, whatever it asks for. Processes stay connected.
+            # Otherwise the next call would get this one's device. Processes stay connected.
             forget_accelerator(processes=own_processes and accelerator.num_processes == 1)
 
 
 def _forked(device: torch.device) -> list[torch.device]:
-    """Devices besides the CPU whose random state is put back in the end."""
+    """Devices besides the CPU whose random state is restored at the end."""
     return [device] if device.type == "cuda" else []
 
 
 class _Trainer:
-    """The model, its optimiser and its data, in one process of perhaps several."""
+    """Model, optimiser and data in one of the processes."""
 
     def __init__(
         self,
@@ -235,11 +232,11 @@ class _Trainer:
         self._shared: nn.Module = model
 
     def share(self) -> None:
-        """Average gradients over the processes from here on; to be called once the weights are those to begin with."""
+        """Average gradients over the processes from now on; call it after the initial weights are loaded."""
         self._shared = self.accelerator.prepare_model(self.model)
 
     def backward(self, number: int) -> Tensor:
-        """Loss of the whole batch of a step, counted from 0; its gradients are left at the parameters."""
+        """Loss of the whole batch of a step, counted from 0; the gradients are stored in the parameters."""
         recipe, n_processes = self.recipe, self.accelerator.num_processes
         self.model.train()
         _seed_dropout_(self.device, recipe.seed, number, self.accelerator.process_index)
@@ -252,9 +249,9 @@ class _Trainer:
         total = torch.zeros((), device=self.device)
         for piece in pieces:
             with nullcontext() if piece is pieces[-1] else self.accelerator.no_sync(self._shared):
-                # A sum over the share, so that pieces of unequal size weigh what they should.
+                # A sum rather than a mean, because micro-batches may differ in size.
                 loss = self._nats(self._shared, piece) / recipe.batch_tokens
-                # Gradients are averaged over the processes, and should be summed.
+                # Compensates for the averaging of gradients over the processes.
                 (loss * n_processes).backward()
             total = total + loss.detach()
         mean: Tensor = self.accelerator.reduce(total, "sum")
@@ -262,19 +259,19 @@ class _Trainer:
 
     @torch.no_grad()
     def evaluate(self, validation: Corpus) -> float:
-        """Mean loss on the same windows each time, nats a token."""
+        """Mean loss on the same windows in each call, nats a token."""
         length = self.recipe.length
         starts = spread_windows(validation.count, length, max(1, self.recipe.evaluate_tokens // length))
-        mine = starts[self.accelerator.process_index :: self.accelerator.num_processes]
+        own = starts[self.accelerator.process_index :: self.accelerator.num_processes]
         self.model.eval()
         nats = 0.0
-        for piece in np.array_split(mine, math.ceil(len(mine) / self.recipe.micro_batch) or 1):
+        for piece in np.array_split(own, math.ceil(len(own) / self.recipe.micro_batch) or 1):
             if len(piece):
-                nats += float(self._nats(self.model, gathered(validation.ids, piece, length)))
+                nats += float(self._nats(self.model, gather_windows(validation.ids, piece, length)))
         return math.fsum(gather_object([nats])) / (len(starts) * length)
 
     def _nats(self, model: nn.Module, windows: Tensor) -> Tensor:
-        """Summed loss of windows `(sequence, length + 1)`: each token is predicted from those before it."""
+        """Sum of the losses of windows `(sequence, length + 1)`; each token is predicted from those before it."""
         windows = windows.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
             logits: Tensor = model(input_ids=windows[:, :-1], use_cache=False).logits
@@ -284,9 +281,9 @@ class _Trainer:
 
 
 def _identity(trainer: _Trainer, prepared: bool) -> dict[str, Any]:
-    """All that a run must share with a checkpoint to go on from it."""
+    """Everything that a run must have in common with a checkpoint to be resumed from it."""
     validation = trainer.validation
-    # These say which software wrote the config, and nothing about the model.
+    # Without the fields that describe the software rather than the model.
     config = {
         name: value
         for name, value in trainer.model.config.to_dict().items()
@@ -303,14 +300,12 @@ def _identity(trainer: _Trainer, prepared: bool) -> dict[str, Any]:
 
 
 def _optimiser(recipe: Recipe, model: nn.Module, device: torch.device) -> torch.optim.AdamW:
-    """AdamW that lets matrices decay, and neither embeddings nor vectors."""
+    """AdamW with weight decay for matrices, but not for embeddings and vectors."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decays = [parameter.ndim >= 2 and id(parameter) not in embeddings for parameter in trained]
-    groups = [
-        {"params": [one for one, does in zip(trained, decays, strict=True) if does is decay], "weight_decay": rate}
-        for decay, rate in ((True, recipe.weight_decay), (False, 0.0))
-    ]
+    decaying = [p for p in trained if p.ndim >= 2 and id(p) not in embeddings]
+    others = [p for p in trained if p.ndim < 2 or id(p) in embeddings]
+    groups = [{"params": decaying, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=recipe.learning_rate,
@@ -321,7 +316,7 @@ def _optimiser(recipe: Recipe, model: nn.Module, device: torch.device) -> torch.
 
 
 def _seed_dropout_(device: torch.device, seed: int, step: int, process: int) -> None:
-    """Let dropout depend on these numbers alone."""
+    """Seed dropout by seed, step and process."""
     own = stream_seed("dropout", seed, step, process)
     torch.default_generator.manual_seed(own)
     if device.type != "cpu":
@@ -329,24 +324,24 @@ def _seed_dropout_(device: torch.device, seed: int, step: int, process: int) -> 
 
 
 def _resume_(trainer: _Trainer, folder: Path, identity: Mapping[str, Any]) -> int:
-    """Put the newest checkpoint into the trainer and cut the losses to it; steps done so far."""
+    """Load the newest checkpoint, remove later losses from the log, and return the number of steps done."""
     accelerator = trainer.accelerator
-    found = None
+    checkpoint = None
     if accelerator.is_main_process:
         remove_unfinished(folder)
-        found = newest_checkpoint(folder, identity)
-        cut_losses(folder / LOSSES, found.step if found else 0)
-    step = broadcast_object_list([found.step if found else 0])[0]
+        checkpoint = newest_checkpoint(folder, identity)
+        cut_losses(folder / LOSSES, checkpoint.step if checkpoint else 0)
+    step = broadcast_object_list([checkpoint.step if checkpoint else 0])[0]
     if step and not accelerator.is_main_process:
         try:
-            found = read_checkpoint(folder, step, identity)
+            checkpoint = read_checkpoint(folder, step, identity)
         except OSError as error:
             raise StorageError(
-                f"process {accelerator.process_index} does not see checkpoint-{step} in {folder}: the folder must be "
+                f"process {accelerator.process_index} cannot read checkpoint-{step} in {folder}: the folder must be "
                 "shared by all processes."
             ) from error
-    if found:
-        restore_(trainer.model, trainer.optimiser, found)
+    if checkpoint:
+        restore_(trainer.model, trainer.optimiser, checkpoint)
     return int(step)
 
 
@@ -358,7 +353,7 @@ def _run_(
     progress: Progress,
     tracker: Tracker | None,
 ) -> None:
-    """All steps that are left."""
+    """Take all remaining steps."""
     recipe, first = trainer.recipe, trainer.accelerator.is_main_process
     trainer.share()
     recent: deque[float] = deque(maxlen=20)
@@ -386,7 +381,7 @@ def _run_(
                 write_checkpoint(
                     folder, step.number, trainer.model, trainer.corpus.tokenizer, trainer.optimiser, identity
                 )
-            progress.advance(recipe.batch_tokens, _described(record, recipe, statistics.median(recent)))
+            progress.advance(recipe.batch_tokens, _describe_step(record, recipe, statistics.median(recent)))
 
         fit(
             trainer.parameters,
@@ -394,14 +389,14 @@ def _run_(
             recipe,
             optimiser=trainer.optimiser,
             first=done,
-            remedy="Lower the learning rate, lengthen the warmup or use float32, and begin in another folder.",
+            remedy="Lower the learning rate, lengthen the warmup or use float32, and start again in another folder.",
             after_step=after_step,
         )
     trainer.accelerator.wait_for_everyone()
 
 
 def _numbers(record: LossRecord, recipe: Recipe) -> dict[str, float]:
-    """A record as a tracker takes it."""
+    """The numbers of a record for a tracker."""
     numbers = {
         "loss": record.loss,
         "learning_rate": record.learning_rate,
@@ -412,7 +407,7 @@ def _numbers(record: LossRecord, recipe: Recipe) -> dict[str, float]:
     return numbers | ({} if record.validation is None else {"validation_loss": record.validation})
 
 
-def _described(record: LossRecord, recipe: Recipe, seconds: float) -> str:
+def _describe_step(record: LossRecord, recipe: Recipe, seconds: float) -> str:
     """`step 12/512, loss 4.321, 25,000 tokens/s, 3 min left`."""
     loss = f"loss {record.loss:.3f}" + ("" if record.validation is None else f", validation {record.validation:.3f}")
     left = seconds * (recipe.steps - record.step)

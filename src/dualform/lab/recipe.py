@@ -1,4 +1,4 @@
-"""Everything that decides what a training run makes of a corpus."""
+"""Recipes: all settings of a training run except the text."""
 
 import difflib
 import inspect
@@ -19,60 +19,60 @@ from dualform.lab.tokenizer import SMALLEST_VOCABULARY
 from dualform.lab.training import rate_share
 
 RECIPES: tuple[str, ...] = ("tiny", "small", "124m", "350m")
-"""Shipped with dualform, by size."""
+"""Names of the recipes shipped with dualform, by size."""
 
 Precision = Literal["float32", "bfloat16", "float64"]
-"""float32; bfloat16 arithmetic (autocast) on float32 weights; float64, for checks."""
+"""float32; bfloat16 arithmetic (autocast) with float32 weights; float64, for checks."""
 
 
 class Recipe(BaseModel):
-    """One training run, but for the text. Equal recipes on equal text make equal models, bit for bit on one machine."""
+    """Settings of a training run. Equal recipes and texts give equal models, bit for bit on the same machine."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: dict[str, Any]
-    """The model's family (`model_type`) and fields of its transformers config; or the name of a recipe, for the model
-    in it. Vocabulary and end-of-text token are set from the rest; positions, unless given, to `length`."""
+    """The model's family (`model_type`) and fields of its transformers config, or the name of a recipe whose model to
+    use. Vocabulary and end-of-text token are set automatically, and the number of positions is `length` by default."""
     vocab_size: int = Field(ge=SMALLEST_VOCABULARY, le=1 << 22)
-    """Tokens that the model knows; a corpus without a tokenizer of its own gets one of this size."""
+    """Size of the vocabulary; tokenizers trained for the corpus have this size."""
     length: int = Field(ge=2, le=1 << 20)
-    """Tokens of a sequence."""
+    """Tokens in a sequence."""
 
     tokens: int = Field(ge=1)
-    """Tokens to train on; what is left after the last whole batch is not used."""
+    """Tokens to train on; an incomplete last batch is not used."""
     batch_tokens: int = Field(ge=2)
-    """Tokens of a step, over all processes: a multiple of `length`."""
+    """Tokens in a step, over all processes: a multiple of `length`."""
     micro_batch: int = Field(default=8, ge=1, le=1 << 16)
-    """Most sequences in one forward of one process: bounds memory. Gradients are summed up to the batch."""
+    """Largest number of sequences in one forward pass of a process, which bounds memory; gradients are accumulated."""
 
     learning_rate: float = Field(gt=0, le=1e3)
-    """AdamW's highest."""
+    """Highest learning rate of AdamW."""
     warmup: float = Field(default=0.02, ge=0, lt=1)
-    """Share of the steps in which the rate rises linearly to its highest."""
+    """Share of the steps in which the rate rises linearly to its highest value."""
     final_rate: float = Field(default=0.1, ge=0, le=1)
-    """Rate of the last step, as a share of the highest; the way down is a cosine."""
+    """Rate of the last step, as a share of the highest; the rate falls along a cosine."""
     weight_decay: float = Field(default=0.1, ge=0, allow_inf_nan=False)
-    """Of matrices; embeddings, biases and norms do not decay."""
+    """Weight decay of matrices; embeddings, biases and norms have none."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's two memories."""
+    """AdamW's decay rates of the averages of gradients and of squared gradients."""
     epsilon: float = Field(default=1e-8, gt=0, allow_inf_nan=False)
-    """AdamW's."""
+    """AdamW's epsilon."""
     clip: float | None = Field(default=1.0, gt=0)
-    """Longest gradient (L2 over all weights); null for any."""
+    """Largest norm of the gradient (L2 over all weights); null for no clipping."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Of the initial weights, and of dropout where the config has any."""
+    """Seed of the initial weights, and of dropout if the config has any."""
     data_seed: int = Field(default=0, ge=0, lt=2**32)
-    """Of the order of the text."""
+    """Seed of the order of the text."""
     precision: Precision = "float32"
     """float32, bfloat16 (autocast; weights and optimiser stay float32), or float64."""
 
     checkpoint_every: int = Field(default=1000, ge=1)
-    """Steps; the last step is kept in any case."""
+    """Steps between checkpoints; there is always one after the last step."""
     evaluate_every: int = Field(default=1000, ge=1)
-    """Steps between validation losses, where there is validation text; after the last step in any case."""
+    """Steps between validation losses, if there is validation text; there is always one after the last step."""
     evaluate_tokens: int = Field(default=1 << 16, ge=1)
-    """Most tokens of a validation loss, evenly spread over the text."""
+    """Largest number of tokens for a validation loss, evenly spread over the text."""
 
     @field_validator("model", mode="before")
     @classmethod
@@ -92,90 +92,90 @@ class Recipe(BaseModel):
         if self.tokens < self.batch_tokens:
             raise ValueError(f"tokens {self.tokens} must be at least one batch of {self.batch_tokens}")
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas {list(self.betas)} must lie between 0 and 1, 1 left out")
+            raise ValueError(f"betas {list(self.betas)} must lie in [0, 1)")
         if self.clip is not None and not math.isfinite(self.clip):
-            raise ValueError(f"clip {self.clip} must be finite, or null for any gradient")
+            raise ValueError(f"clip {self.clip} must be finite, or null for no clipping")
         self.config()
         return self
 
     @property
     def sequences(self) -> int:
-        """Of a batch."""
+        """Number of sequences in a batch."""
         return self.batch_tokens // self.length
 
     @property
     def steps(self) -> int:
-        """Of the run."""
+        """Number of steps of the run."""
         return self.tokens // self.batch_tokens
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0: up linearly, down along a cosine."""
+        """Learning rate of a step, counted from 0: a linear rise, then a fall along a cosine."""
         return self.learning_rate * rate_share(step, round(self.warmup * self.steps), self.steps - 1, self.final_rate)
 
     def config(self, end_of_text: int = 0) -> PretrainedConfig:
-        """The model's config in transformers.
+        """The transformers config of the model.
 
         Args:
             end_of_text: Id of the token between documents.
 
         Raises:
-            ValueError: The family is unknown or writes no text, or a field is unknown or has no usable value.
+            ValueError: If the family is not a causal language model, or a field is unknown or has an invalid value.
         """
         fields = dict(self.model)
         family = fields.pop("model_type", None)
         if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or family not in CONFIG_MAPPING:
             raise ValueError(
-                f"model_type {family!r} is no causal language model of transformers"
-                f"{_meant(str(family), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}"
+                f"model_type {family!r} is not a causal language model of transformers"
+                f"{_did_you_mean(str(family), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}"
             )
         kind = CONFIG_MAPPING[family]
-        # A misspelt field would be kept and never looked at, and its default be used.
+        # transformers would silently accept a misspelt field and use the default.
         known = {*inspect.signature(kind.__init__).parameters, *kind.attribute_map} - {"self", "kwargs", "vocab_size"}
         for name in fields:
             if name == "vocab_size":
-                raise ValueError("vocab_size stands beside the model, not in it")
+                raise ValueError("vocab_size is a field of the recipe, not of its model")
             if name not in known:
-                raise ValueError(f"{kind.__name__} has no field {name!r}{_meant(name, known)}")
-        # No padding token: the row of the embedding that has that part does not learn, and this one has to.
+                raise ValueError(f"{kind.__name__} has no field {name!r}{_did_you_mean(name, known)}")
+        # No padding token: its embedding would not be trained, but the end-of-text token must be.
         tokens = {"bos_token_id": end_of_text, "eos_token_id": end_of_text, "pad_token_id": None}
         positions = {"max_position_embeddings": self.length} if "max_position_embeddings" in known else {}
         if kind.attribute_map.get("max_position_embeddings") in fields:
             positions = {}
         try:
             config: PretrainedConfig = kind(**{"vocab_size": self.vocab_size, **tokens, **positions, **fields})
-        # Each config checks in its own way.
+        # Config classes raise many different exceptions.
         except Exception as error:
             raise ValueError(f"{kind.__name__} does not accept this model: {' '.join(str(error).split())}") from error
         window = getattr(config, "max_position_embeddings", None)
         if isinstance(window, int) and window < self.length:
-            raise ValueError(f"the model has {window} positions, and sequences are {self.length} tokens long")
+            raise ValueError(f"the model has {window} positions, but sequences are {self.length} tokens long")
         return config
 
     def build(self, end_of_text: int = 0) -> PreTrainedModel:
-        """The model, its weights drawn by the family's own rule from `seed`, on the CPU.
+        """The model on the CPU, with weights initialised by the family's own rule from `seed`.
 
-        The same on every machine, and the global random state is left as it was.
+        The weights are the same on every machine, and the global random state is unchanged.
 
         Args:
             end_of_text: Id of the token between documents.
         """
         dtype = torch.float64 if self.precision == "float64" else torch.float32
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            # torch.manual_seed would seed other devices as well, which are not forked.
+            # torch.manual_seed would also seed other devices, whose state is not restored.
             torch.default_generator.manual_seed(self.seed)
             model: PreTrainedModel = AutoModelForCausalLM.from_config(self.config(end_of_text), dtype=dtype)
         return model
 
 
 def load_recipe(name: str | Path, /, **settings: Any) -> Recipe:
-    """A shipped recipe or a YAML file of one's own, with some settings changed.
+    """A shipped recipe or one from a YAML file, with some settings changed.
 
     Args:
         name: One of `RECIPES`, or a file.
-        **settings: In place of what stands there.
+        **settings: Fields that override those of the recipe.
 
     Raises:
-        ConfigError: There is no such recipe, or all that is wrong with its values.
+        ConfigError: If the recipe does not exist or has invalid values; the message names all of them.
     """
     if str(name) in RECIPES:
         given = _preset(str(name))
@@ -193,6 +193,6 @@ def _preset(name: str) -> dict[str, Any]:
     return given
 
 
-def _meant(name: str, known: Any) -> str:
+def _did_you_mean(name: str, known: Any) -> str:
     close = difflib.get_close_matches(name, sorted(known), n=1)
-    return f"; is {close[0]!r} meant?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else ""

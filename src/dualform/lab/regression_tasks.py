@@ -1,7 +1,7 @@
-"""Sequences of examples (x, y) of a function that is another in each sequence: what in-context regression learns from.
+"""Sequences of examples (x, y) for in-context regression; each sequence has its own function.
 
-A predictor is shown the examples before a point and asked for the point's y, so that what it knows of the function is
-what those examples have shown. Targets, inputs, their covariance, noise and length are free.
+A predictor must predict y at a point from the examples before it, so that it has to infer the function from these
+examples. The kind of function, the inputs, their covariance, the noise and the length can be set.
 """
 
 import math
@@ -21,21 +21,21 @@ Inputs = Literal["normal", "uniform"]
 
 @dataclass(frozen=True)
 class Sequences:
-    """What was drawn."""
+    """A batch of sequences."""
 
     x: Tensor
     """Inputs, `(sequence, point, d)`."""
     y: Tensor
-    """What is shown of the targets, `(sequence, point)`, with noise."""
+    """Targets with noise, `(sequence, point)`."""
     clean: Tensor
-    """The function itself at each input, `(sequence, point)`; `y` without its noise."""
+    """Targets without noise, `(sequence, point)`."""
     w: Tensor | None
-    """Its weights, `(sequence, d)`; None for a network, which has no such vector."""
+    """Weights of the function, `(sequence, d)`; None for a network."""
 
 
 @dataclass(frozen=True)
 class RegressionTasks:
-    """A distribution of sequences; at the defaults inputs and targets have E x_i^2 = 1 and E y^2 = 1.
+    """A distribution of sequences. By default E x_i^2 = 1 and E y^2 = 1.
 
     Source:
         Linear, sparse and network targets, skewed covariance and noise: arXiv:2208.01066. Uniform
@@ -43,26 +43,26 @@ class RegressionTasks:
     """
 
     dimension: int
-    """d, of inputs."""
+    """d, the dimension of inputs."""
     points: int
-    """Examples of a sequence, the last being the query."""
+    """Number of examples in a sequence; the last is the query."""
     target: Target = "linear"
     inputs: Inputs = "normal"
-    """Standard normal, or uniform in (-0.5, 0.5), each coordinate by itself."""
+    """Distribution of each coordinate: standard normal, or uniform in (-0.5, 0.5)."""
     noise: float = 0.0
-    """Standard deviation of what is added to each y, in units of y; `Sequences.clean` is without."""
+    """Standard deviation of the noise added to each y, in units of y."""
     condition: float = 1.0
-    """Largest over smallest eigenvalue of the inputs' covariance, at least 1. The others lie between on a geometric
-    scale, in directions of each sequence's own, and their sum is as at 1."""
+    """Condition number of the inputs' covariance, at least 1. The eigenvalues are spaced geometrically, their sum does
+    not depend on the condition number, and each sequence has its own eigenvectors."""
     weight_scale: float | None = None
-    """Standard deviation of each weight, a sparse function's zeros included; None: 1 / sqrt(d). Of a network, that of
-    its first layer's weights."""
+    """Standard deviation of each weight (including the zeros of a sparse function), or of the weights of a network's
+    first layer; None for 1 / sqrt(d)."""
     input_scale: float = 1.0
-    """Inputs are multiplied by this, and their targets are those of the inputs so multiplied."""
+    """Factor by which inputs are multiplied before targets are computed."""
     sparsity: int = 3
-    """Weights of a sparse function that are not zero, at most d."""
+    """Number of non-zero weights of a sparse function, at most d."""
     hidden: int = 32
-    """Units of a network."""
+    """Number of hidden units of a network."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -86,7 +86,7 @@ class RegressionTasks:
         if self.target == "sparse" and not 1 <= self.sparsity <= self.dimension:
             problems.append(f"sparsity is {self.sparsity}, expected 1 to {self.dimension}, the dimension")
         if problems:
-            raise ConfigError("no such tasks: " + "; ".join(problems) + ".")
+            raise ConfigError("invalid regression tasks: " + "; ".join(problems) + ".")
 
     @property
     def weight_deviation(self) -> float:
@@ -94,12 +94,12 @@ class RegressionTasks:
         return 1 / math.sqrt(self.dimension) if self.weight_scale is None else self.weight_scale
 
     def draw(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Sequences:
-        """Sequences, each with a function and directions of its own, on the generator's device.
+        """Draw sequences on the generator's device.
 
         Args:
-            n: How many.
-            generator: Draws.
-            dtype: Of what is drawn; equal generators give other numbers in another dtype.
+            n: Number of sequences.
+            generator: Source of randomness.
+            dtype: Dtype of the sequences; the same seed gives different numbers in another dtype.
         """
         d, device = self.dimension, generator.device
 
@@ -109,20 +109,20 @@ class RegressionTasks:
         if self.condition == 1:
             x = self._isotropic(n, generator, dtype)
         else:
-            # Uniform inputs must not be turned where nothing is skewed: a turned cube is another distribution.
+            # Only for skewed inputs: rotating uniform inputs would change their distribution.
             directions = random_directions(n, d, generator, dtype)
             x = stretched(self._isotropic(n, generator, dtype), self.condition, directions)
         x = x * self.input_scale
         w = None
         if self.target == "network":
             first = normal(n, d, self.hidden) * self.weight_deviation
-            # Half of a unit's mean square is cut off by the ReLU.
+            # The ReLU removes half of a unit's mean square.
             second = normal(n, self.hidden, 1) * math.sqrt(2 / self.hidden)
             clean = ((x @ first).relu() @ second)[..., 0]
         else:
             w = normal(n, d) * self.weight_deviation
             if self.target == "sparse":
-                w = w * self._kept(n, generator).to(dtype) * math.sqrt(d / self.sparsity)
+                w = w * self._sparse_mask(n, generator).to(dtype) * math.sqrt(d / self.sparsity)
             clean = (x @ w[..., None])[..., 0]
         y = clean + self.noise * normal(n, self.points) if self.noise else clean
         return Sequences(x, y, clean, w)
@@ -133,8 +133,8 @@ class RegressionTasks:
             return torch.rand(shape, generator=generator, dtype=dtype, device=generator.device) - 0.5
         return torch.randn(shape, generator=generator, dtype=dtype, device=generator.device)
 
-    def _kept(self, n: int, generator: torch.Generator) -> Tensor:
-        """True at `sparsity` coordinates of each sequence, any as likely as another, `(sequence, d)`."""
+    def _sparse_mask(self, n: int, generator: torch.Generator) -> Tensor:
+        """True at `sparsity` random coordinates of each sequence, `(sequence, d)`."""
         ranks = torch.rand(n, self.dimension, generator=generator, device=generator.device).argsort(-1).argsort(-1)
         return ranks < self.sparsity
 
@@ -144,22 +144,19 @@ VON_OSWALD = RegressionTasks(dimension=10, points=11, inputs="uniform", weight_s
 
 
 def random_directions(n: int, d: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Orthogonal matrices, `(sequence, d, d)`, whose columns point anywhere."""
-    drawn = torch.randn(n, d, d, generator=generator, dtype=dtype, device=generator.device)
-    directions, _ = torch.linalg.qr(drawn)
+    """Random orthogonal matrices, `(sequence, d, d)`."""
+    normal = torch.randn(n, d, d, generator=generator, dtype=dtype, device=generator.device)
+    directions, _ = torch.linalg.qr(normal)
     return directions
 
 
 def stretched(x: Tensor, condition: float, directions: Tensor) -> Tensor:
-    """Isotropic inputs with a covariance of a given condition number, its trace as before.
+    """Isotropic inputs transformed to a covariance with a condition number and the same trace, `(sequence, point, d)`.
 
     Args:
-        x: `(sequence, point, d)`, of one variance in all coordinates.
-        condition: Largest over smallest eigenvalue; the others lie between on a geometric scale.
-        directions: The covariance's eigenvectors, largest first, as columns, `(sequence, d, d)`.
-
-    Returns:
-        `(sequence, point, d)`.
+        x: Inputs with the same variance in all coordinates, `(sequence, point, d)`.
+        condition: Largest divided by smallest eigenvalue; the eigenvalues are spaced geometrically.
+        directions: Eigenvectors of the covariance as columns, largest eigenvalue first, `(sequence, d, d)`.
     """
     d = x.shape[-1]
     scale = torch.logspace(0, -math.log10(condition), d, dtype=x.dtype, device=x.device) if d > 1 else x.new_ones(1)

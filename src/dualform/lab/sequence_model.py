@@ -1,8 +1,7 @@
 """Causal models of in-context regression that differ only in their mixer: attention, or a fast-weight layer.
 
-Tokens are (x_1, 0) (x_1, y_1) (x_2, 0) (x_2, y_2) ..., each with a mark that says whether y is in it. Models of one
-seed begin with the same weights: what a mixer has beyond q, k, v and output projections begins constant, so that it
-draws nothing.
+Tokens are (x_1, 0) (x_1, y_1) (x_2, 0) (x_2, y_2) ..., each with a flag for whether it contains y. Models with the same
+seed start with the same weights: parameters that only some mixers have start at constant values.
 """
 
 import math
@@ -25,14 +24,15 @@ from dualform.ops.momentum_dual import momentum_linear_attention
 from dualform.ops.streams import stream_seed
 
 Attention = Literal["softmax", "linear-attention", "momentum", "heavy-ball"]
-"""Mixers that are no rule of `fast_weights`."""
+"""Mixers that are not a rule of `fast_weights`."""
 
 Mixer = Attention | FastWeightRule
-"""What carries information from one token to another."""
+"""The part of a block that carries information from one token to another."""
 
 MIXERS: tuple[Mixer, ...] = (*get_args(Attention), *RULES)
 """`softmax`; `linear-attention`, without rates; `momentum`, softmax with a decaying sum of values; `heavy-ball`, linear
-attention that descends with momentum; and the rules of `fast_weights`, with rates read from each token."""
+attention whose dual form is gradient descent with momentum; and the rules of `fast_weights`, with rates computed from
+each token."""
 
 _GATES: dict[Mixer, tuple[str, ...]] = {
     "linear": ("rate",),
@@ -43,41 +43,41 @@ _GATES: dict[Mixer, tuple[str, ...]] = {
     "ttt-linear": ("rate",),
     "titans": ("rate", "decay", "momentum"),
 }
-"""What each rule reads from each token. A function that does not change has little use for decay, and mesa with decay
-solves a system at every token, three times as slow: it goes without."""
+"""Gates of each rule, computed from each token. Mesa has no decay: it would be three times as slow, and a function that
+does not change has little use for decay."""
 
 _STARTS = {"rate": 0.5, "decay": 0.98, "momentum": 0.5}
-"""Where each begins, whatever the token."""
+"""Initial value of each gate, the same for all tokens."""
 
 _ANY_RATE = ("linear", "longhorn")
-"""Rules that no rate makes unstable: theirs is any positive number, others' below 1."""
+"""Rules that are stable for any positive rate; the rates of the others are below 1."""
 
 _LEAST_RIDGE = 1e-3
-"""Mesa's, with which its systems can be solved in float32 however few tokens there were."""
+"""Smallest ridge of mesa, with which its systems can be solved in float32 after any number of tokens."""
 
 _NORMED = ("ttt-linear", "titans")
-"""Rules with a LayerNorm of their own."""
+"""Rules with a LayerNorm inside."""
 
 
 @dataclass(frozen=True)
 class SequenceModelConfig:
-    """A model's shape."""
+    """Shape of a sequence model."""
 
     mixer: Mixer
     dimension: int
-    """Of x."""
+    """Dimension of x."""
     width: int = 32
     layers: int = 2
     heads: int = 2
     mlp: int = 0
-    """Hidden units of the MLP after each mixer; 0 for none."""
+    """Hidden units of the MLP after each mixer; 0 for no MLP."""
     chunk: int = 64
-    """Tokens a chunk, in mixers that have them."""
+    """Tokens in a chunk, for mixers that work in chunks."""
     mini_batch: int = 2
-    """Tokens that share the weights at which ttt-linear and titans take gradients: the two of an example."""
+    """Number of tokens for which ttt-linear and titans compute gradients at the same weights: the two of an example."""
     llama: bool = False
-    """The blocks are those of a Llama of transformers, with softmax, so that edits of language models can be made to
-    them."""
+    """Whether to use the blocks of a Llama from transformers (with softmax), which can be edited like those of language
+    models."""
 
     def __post_init__(self) -> None:
         if self.mixer not in MIXERS:
@@ -87,22 +87,22 @@ class SequenceModelConfig:
             if getattr(self, name) < bound:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected {bound} or more.")
         if self.width % self.heads:
-            raise ConfigError(f"width {self.width} cannot be shared out among {self.heads} heads; give a multiple.")
+            raise ConfigError(f"width is {self.width}; expected a multiple of {self.heads}, the number of heads.")
         if self.llama and (self.mixer != "softmax" or not self.mlp):
             raise ConfigError(
-                f"mixer is {self.mixer!r} and mlp {self.mlp}; expected 'softmax' and 1 or more, as a Llama has them."
+                f"mixer is {self.mixer!r} and mlp {self.mlp}; a Llama needs mixer 'softmax' and mlp 1 or more."
             )
 
 
 class SequenceModel(nn.Module):
-    """Pre-norm blocks of a mixer and, where asked for, an MLP; at each (x, 0) it predicts y.
+    """Pre-norm blocks of a mixer and an optional MLP; the model predicts y at each token (x, 0).
 
-    x and y of an example share a token, as in arXiv:2212.07677, section 3: nothing has to be copied from one token to
-    the next before the examples can be used. Tokens have no positions but their order.
+    x and y of an example share a token, as in arXiv:2212.07677, section 3, so that nothing has to be copied from token
+    to token before the examples can be used. There are no positional embeddings.
 
     Args:
-        config: The model's shape.
-        seed: Of its weights; those that all mixers have are the same for all of them.
+        config: Shape of the model.
+        seed: Seed of the weights; weights that all mixers have are the same for all mixers.
     """
 
     def __init__(self, config: SequenceModelConfig, seed: int = 0) -> None:
@@ -119,14 +119,14 @@ class SequenceModel(nn.Module):
             self.read_out = nn.Linear(config.width, 1)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Predictions of y at each point from the points before, `(sequence, point)`.
+        """Predictions of y at each point from the points before it, `(sequence, point)`.
 
         Args:
-            x: `(sequence, point, d)`.
-            y: `(sequence, point)`.
+            x: Inputs, `(sequence, point, d)`.
+            y: Targets, `(sequence, point)`.
 
         Raises:
-            ShapeError: They are of other shapes.
+            ShapeError: If a shape differs from these.
         """
         if x.ndim != 3 or x.shape[2] != self.config.dimension or y.shape != x.shape[:2]:
             raise ShapeError(
@@ -139,14 +139,14 @@ class SequenceModel(nn.Module):
         predicted: Tensor = self.read_out(self.norm(states[:, ::2]))[..., 0]
         return predicted
 
-    def losses(self, drawn: Sequence[Sequences]) -> Tensor:
+    def losses(self, sequences: Sequence[Sequences]) -> Tensor:
         """Mean squared error over all points of one batch, `()`; see `training.InContextModel`."""
-        (one,) = drawn
-        return F.mse_loss(self(one.x, one.y), one.y)
+        (batch,) = sequences
+        return F.mse_loss(self(batch.x, batch.y), batch.y)
 
 
 def _tokens(x: Tensor, y: Tensor) -> Tensor:
-    """`(sequence, token, x y mark)`, two tokens a point."""
+    """Tokens `(sequence, token, d + 2)`, two for each point; the last features are y and the flag."""
     n, points, d = x.shape
     tokens = x.new_zeros(n, points, 2, d + 2)
     tokens[..., :d] = x[:, :, None]
@@ -175,7 +175,7 @@ class _Block(nn.Module):
 
 
 class _LlamaBlocks(nn.Module):
-    """All blocks of a Llama; positions are rotary, so that there can be any number of tokens."""
+    """All blocks of a Llama. Positions are rotary, so that there can be any number of tokens."""
 
     def __init__(self, config: SequenceModelConfig) -> None:
         super().__init__()
@@ -192,24 +192,24 @@ class _LlamaBlocks(nn.Module):
         )
 
     def forward(self, states: Tensor) -> Tensor:
-        read: Tensor = self.transformer.model(inputs_embeds=states, use_cache=False)[0]
-        return read
+        output: Tensor = self.transformer.model(inputs_embeds=states, use_cache=False)[0]
+        return output
 
 
 class MixerLayer(nn.Module):
-    """One mixer between learned projections, with what its rule reads from each token.
+    """One mixer between learned projections, with its gates.
 
-    Keys and queries of fast weights other than `linear` have unit length, without which a rate below 1 may still be too
-    large for the step that it scales. What sums over all tokens without ever taking away (`linear-attention`,
-    `heavy-ball`, `linear`) is divided by their number, the 1 / N of a gradient step on a mean.
+    Keys and queries of fast weights other than `linear` are normalised to unit length; otherwise even a rate below 1
+    could be unstable. Mixers that only add up tokens (`linear-attention`, `heavy-ball`, `linear`) divide the sum by the
+    number of tokens, like the 1 / N of a gradient step on a mean.
 
     Args:
-        config: Width, heads, mixer.
+        config: Shape of the model.
 
     Source:
         Rates from the token: arXiv:2102.11174, section 4.2; decays: arXiv:2412.06464; momentum: arXiv:2501.00663.
-        Learned ridge: arXiv:2506.05233. Learned first weights: arXiv:2407.04620, which adds a residual and another
-        LayerNorm to what is read, as we do not. A LayerNorm in titans, and where everything begins, is this library's.
+        Learned ridge: arXiv:2506.05233. Learned initial weights: arXiv:2407.04620, without its residual connection and
+        second LayerNorm. The LayerNorm in titans and the initial values are choices of this library.
     """
 
     def __init__(self, config: SequenceModelConfig) -> None:
@@ -229,14 +229,14 @@ class MixerLayer(nn.Module):
         if mixer in _NORMED:
             self.norm_weight = nn.Parameter(torch.ones(heads, d_head))
             self.norm_bias = nn.Parameter(torch.zeros(heads, d_head))
-            # A LayerNorm has no useful gradient at zero.
+            # Not zero, where a LayerNorm has no useful gradient.
             self.start = nn.Parameter(torch.eye(d_head).repeat(1, heads, 1, 1))
 
     def forward(self, states: Tensor) -> Tensor:
-        """What each token receives, `(sequence, token, width)`.
+        """Output of the mixer, `(sequence, token, width)`.
 
         Args:
-            states: `(sequence, token, width)`.
+            states: Input of the mixer, `(sequence, token, width)`.
         """
         heads = self.config.heads
         q, k, v = rearrange(self.project(states), "n t (three h d) -> three n h t d", three=3, h=heads)
@@ -249,27 +249,27 @@ class MixerLayer(nn.Module):
         if mixer == "momentum":
             attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
             return attended + momentum_chunked(v, self.eta.sigmoid(), chunk=chunk).term
-        # As softmax has it; here so that the model begins no further from zero.
+        # The scale of softmax attention, so that initial outputs are of similar size.
         scaled = q / math.sqrt(q.shape[-1])
         if mixer == "linear-attention":
             return _mean(momentum_linear_attention(scaled, k, v, 0.0, kind="none", chunk=chunk))
         if mixer == "heavy-ball":
             return _mean(momentum_linear_attention(scaled, k, v, self.eta.sigmoid(), chunk=chunk))
-        read: dict[str, Any] = {name: gate(states) for name, gate in self.gates.items()}
+        options: dict[str, Any] = {name: gate(states) for name, gate in self.gates.items()}
         if mixer == "linear":
-            return _mean(fast_weights("linear", scaled, k, v, chunk=chunk, **read).output)
+            return _mean(fast_weights("linear", scaled, k, v, chunk=chunk, **options).output)
         if mixer == "mesa":
-            read["ridge"] = _LEAST_RIDGE + F.softplus(self.ridge)
+            options["ridge"] = _LEAST_RIDGE + F.softplus(self.ridge)
         q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
         if mixer in _NORMED:
-            read["norm"] = (self.norm_weight, self.norm_bias)
-            read["state"] = FastWeightState(mixer, self.start.expand(len(q), -1, -1, -1))
-            read["mini_batch"] = self.config.mini_batch
-        return fast_weights(mixer, q, k, v, chunk=chunk, **read).output
+            options["norm"] = (self.norm_weight, self.norm_bias)
+            options["state"] = FastWeightState(mixer, self.start.expand(len(q), -1, -1, -1))
+            options["mini_batch"] = self.config.mini_batch
+        return fast_weights(mixer, q, k, v, chunk=chunk, **options).output
 
 
 class _Gate(nn.Module):
-    """A positive number a head, read from each token: `(n, t, width)` -> `(n, h, t)`; at first the same for all."""
+    """A positive number for each head and token: `(n, t, width)` -> `(n, h, t)`; initially the same for all tokens."""
 
     def __init__(self, config: SequenceModelConfig, start: float, bounded: bool) -> None:
         super().__init__()
@@ -278,8 +278,8 @@ class _Gate(nn.Module):
         self.bias = nn.Parameter(torch.full((config.heads,), _logit(start) if bounded else _inverse_softplus(start)))
 
     def forward(self, states: Tensor) -> Tensor:
-        read = F.linear(states, self.weight, self.bias).mT
-        return read.sigmoid() if self.bounded else F.softplus(read)
+        logits = F.linear(states, self.weight, self.bias).mT
+        return logits.sigmoid() if self.bounded else F.softplus(logits)
 
 
 def _mean(sums: Tensor) -> Tensor:
@@ -303,23 +303,25 @@ def train_sequence_model(
     prepare: Callable[[PreTrainedModel], None] | None = None,
     after_step: AfterStep = lambda step: None,
 ) -> SequenceModel:
-    """A model trained to predict every point of a sequence from those before.
+    """A model trained to predict every point of a sequence from the points before it.
 
     Args:
-        config: The model's shape.
-        tasks: What the sequences are drawn from, see `training.train`; their dimension is the model's.
-        training: How.
-        seed: Of weights and sequences: equal seeds begin alike and see the same sequences, whatever the mixer.
-        prepare: Edits the Llama that the blocks belong to, before it is trained.
+        config: Shape of the model.
+        tasks: Distribution of the sequences (see `training.train`), with the model's dimension.
+        training: Training settings.
+        seed: Seed of weights and sequences, which are the same for all mixers.
+        prepare: Function that edits the Llama of the blocks before training.
         after_step: Called after each step.
 
     Raises:
-        ConfigError: The dimensions of model and tasks differ.
-        TrainingError: The loss or its gradient is NaN or infinite.
+        ConfigError: If the dimensions of model and tasks differ.
+        TrainingError: If the loss or its gradient is NaN or infinite.
     """
-    for one in [tasks] if isinstance(tasks, RegressionTasks) else tasks:
-        if config.dimension != one.dimension:
-            raise ConfigError(f"the model takes x of dimension {config.dimension}, the tasks have {one.dimension}.")
+    for each in [tasks] if isinstance(tasks, RegressionTasks) else tasks:
+        if config.dimension != each.dimension:
+            raise ConfigError(
+                f"the model expects x of dimension {config.dimension}; the tasks have dimension {each.dimension}."
+            )
     model = SequenceModel(config, seed)
     if prepare is not None:
         prepare(model.blocks[0].transformer)

@@ -1,4 +1,4 @@
-"""Text to train on, read document by document: files of one's own, or a data set of the hub as a stream."""
+"""Sources of training text, read document by document: local files, or a data set of the hub as a stream."""
 
 import gzip
 import hashlib
@@ -14,60 +14,60 @@ from dualform.errors import ConfigError, HubError, TaskError, first_line
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
 
 LONGEST_DOCUMENT = 1 << 22
-"""Characters after which a document of a `.txt` file ends at the next line, so that memory stays bounded even when no
-line is empty."""
+"""After this many characters a document of a `.txt` file ends at the next line, which bounds memory if no line is
+empty."""
 
 SECONDS_TO_ANSWER = 10.0
 
 
 class TextSource(Protocol):
-    """Where text comes from."""
+    """A source of documents."""
 
     @property
-    def shown(self) -> str:
-        """A name for messages."""
+    def display_name(self) -> str:
+        """Name for messages."""
         ...
 
     def documents(self) -> Iterator[str]:
-        """The documents in order, none of them blank; each call begins anew."""
+        """The non-blank documents in order, from the first one in every call."""
         ...
 
     def identity(self) -> Mapping[str, Any]:
-        """What tells this text from another: equal identities give equal documents. Fit for JSON."""
+        """Identity of the text as JSON values: equal identities give equal documents."""
         ...
 
 
 @dataclass(frozen=True)
 class TextFiles:
-    """Files of one's own, UTF-8, plain or gzipped.
+    """Local files in UTF-8, plain or gzipped.
 
-    `.txt`: a paragraph a line; an empty line, or the end of the file, ends a document. `.jsonl`: a JSON object a line,
-    and its column is one document.
+    In `.txt` files each line is a paragraph, and an empty line or the end of the file ends a document. In `.jsonl`
+    files each line is a JSON object with one document in `column`.
     """
 
     paths: tuple[Path, ...]
     column: str = "text"
-    """Of `.jsonl`."""
+    """Column of `.jsonl` files with the text."""
 
     def __post_init__(self) -> None:
         if not self.paths:
             raise ConfigError("no text file was named. Name at least one.")
         for path in self.paths:
             if not path.name.endswith(SUFFIXES):
-                raise ConfigError(f"{path} is no text that can be read here: its name should end in {_listed()}.")
+                raise ConfigError(f"{path} is not a supported text file: its name should end in {_listed()}.")
             if not path.is_file():
-                raise ConfigError(f"there is no file {path}. Check the name and the current folder.")
+                raise ConfigError(f"file {path} does not exist. Check the name and the current folder.")
 
     @property
-    def shown(self) -> str:
-        """The files' names."""
+    def display_name(self) -> str:
+        """Names of the files."""
         return ", ".join(str(path) for path in self.paths)
 
     def documents(self) -> Iterator[str]:
         """The documents, file by file.
 
         Raises:
-            TaskError: A line is no UTF-8 or no JSON object with the column; a gzip file is damaged.
+            TaskError: If a line is not UTF-8 or not a JSON object with the column, or a gzip file is damaged.
         """
         for path in self.paths:
             lines = _lines(path)
@@ -75,14 +75,14 @@ class TextFiles:
             yield from (_paragraphs(lines) if plain else _column(path, lines, self.column))
 
     def identity(self) -> Mapping[str, Any]:
-        """Names and SHA-256 of the files, read through once for it."""
+        """Names and SHA-256 of the files, for which they are read once."""
         files = [{"name": path.name, "sha256": _sha256(path)} for path in self.paths]
         return {"files": files, "column": self.column}
 
 
 @dataclass(frozen=True)
 class HubText:
-    """A column of a data set of the hub, streamed, so that nothing is kept on disk."""
+    """A column of a data set on the hub, streamed without storing it on disk."""
 
     name: str
     """`owner/name`, or a folder that `datasets` can read."""
@@ -90,43 +90,43 @@ class HubText:
     split: str = "train"
     column: str = "text"
     revision: str | None = None
-    """Commit or branch; name a commit to be sure of the same text tomorrow."""
+    """Commit or branch; a commit makes sure that the text does not change."""
     limit: int | None = None
-    """Most documents; None for all."""
+    """Largest number of documents; None for all."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"a limit of {self.limit} documents leaves nothing to read: 1 or more, or none")
+            raise ConfigError(f"limit is {self.limit} documents; expected 1 or more, or None for all")
 
     @property
-    def shown(self) -> str:
+    def display_name(self) -> str:
         """`owner/name:config, split train`."""
         return f"{self.name}{f':{self.config}' if self.config else ''}, split {self.split}"
 
     def documents(self) -> Iterator[str]:
-        """The documents, as the network brings them.
+        """The documents, streamed from the hub.
 
         Raises:
-            HubError: The hub did not answer, has no such data set, or broke off.
-            TaskError: There is no such column, or it holds no text.
+            HubError: If the hub does not answer, has no such data set, or the connection fails.
+            TaskError: If there is no such column, or it contains no text.
         """
-        given = 0
+        n_documents = 0
         for row in self._rows():
             text = row.get(self.column)
             if not isinstance(text, str):
                 columns = ", ".join(map(str, row))
                 raise TaskError(
-                    f"{self.shown} has no text in a column {self.column!r}; its columns: {columns}. Name the one that "
-                    "holds the text."
+                    f"{self.display_name} has no text in column {self.column!r}; its columns are {columns}. Name the "
+                    "one with the text."
                 )
-            if given == self.limit:
+            if n_documents == self.limit:
                 return
             if text.strip():
-                given += 1
+                n_documents += 1
                 yield text
 
     def identity(self) -> Mapping[str, Any]:
-        """Name, config, split, column, revision and limit, as given."""
+        """Name, config, split, column, revision and limit."""
         return {
             "hub": self.name,
             "config": self.config,
@@ -142,45 +142,42 @@ class HubText:
 
         try:
             if not Path(self.name).is_dir():
-                # The hub is queried first, because streaming would try for half a minute where there is no network.
+                # Ask the hub first, because streaming would retry for half a minute without a network.
                 huggingface_hub.HfApi().dataset_info(self.name, timeout=SECONDS_TO_ANSWER)
             yield from datasets.load_dataset(
                 self.name, self.config, split=self.split, revision=self.revision, streaming=True
             )
-        # Whatever goes wrong in there (network, names, formats), the remedy is the same.
+        # The remedy is the same for all errors of network, names and formats.
         except Exception as error:
             reason = first_line(error)
             raise HubError(
-                f"the hub gave no text from {self.shown} ({reason}). Check name, config and split, and the network, or "
-                f"name files of your own ({_listed()})."
+                f"cannot read {self.display_name} from the hub ({reason}). Check name, config and split, and the "
+                f"network, or name local files ({_listed()})."
             ) from error
 
 
 def find_source(where: Sequence[str], *, split: str = "train", column: str = "text") -> TextSource:
-    """The text that is meant by one or more names.
+    """The source of text for one or more names; nothing is read yet.
 
     Args:
-        where: Files, or a single `owner/name[:config]` of the hub.
-        split: Of the hub's data set.
-        column: That holds the text, on the hub and in `.jsonl`.
-
-    Returns:
-        The source; nothing is read yet.
+        where: Files, or a single `owner/name[:config]` on the hub.
+        split: Split of a data set on the hub.
+        column: Column with the text, on the hub and in `.jsonl` files.
 
     Raises:
-        ConfigError: A file is missing or of an unknown kind, or it is unclear what is meant.
+        ConfigError: If a file is missing or not supported, or a name is neither a file nor a data set.
     """
     files = [name.endswith(SUFFIXES) or Path(name).is_file() for name in where]
     if len(where) == 1 and not files[0]:
         name, _, config = where[0].partition(":")
         if name.count("/") != 1 or not all(name.split("/")):
             raise ConfigError(
-                f"{where[0]!r} is neither a file ({_listed()}) that is there nor a data set `owner/name[:config]`."
+                f"{where[0]!r} is neither an existing file ({_listed()}) nor a data set `owner/name[:config]`."
             )
         return HubText(name, config or None, split=split, column=column)
     if not all(files):
         raise ConfigError(
-            f"{where[files.index(False)]!r} is no file ({_listed()}). A data set of the hub must be named alone."
+            f"{where[files.index(False)]!r} is not a file ({_listed()}). A data set on the hub must be named alone."
         )
     return TextFiles(tuple(map(Path, where)), column)
 
@@ -190,12 +187,12 @@ def _listed() -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines, without their ends."""
+    """Lines with their numbers, without line ends."""
     number = 0
     try:
         with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as file:
             for number, raw in enumerate(file, start=1):
-                # Some editors begin a file with a mark that is no part of the text.
+                # Skip the byte-order mark with which some editors begin a file.
                 yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise TaskError(
@@ -203,11 +200,11 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             "instance with iconv."
         ) from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise TaskError(f"{path} is no whole gzip file after line {number}: {error}. Fetch it again.") from error
+        raise TaskError(f"{path} is damaged after line {number}: {error}. Download it again.") from error
 
 
 def _paragraphs(lines: Iterator[tuple[int, str]]) -> Iterator[str]:
-    """Documents of a `.txt`: what lies between empty lines."""
+    """Documents of a `.txt` file, which are separated by empty lines."""
     paragraphs: list[str] = []
     characters = 0
     for _, line in lines:
@@ -222,18 +219,18 @@ def _paragraphs(lines: Iterator[tuple[int, str]]) -> Iterator[str]:
 
 
 def _column(path: Path, lines: Iterator[tuple[int, str]], column: str) -> Iterator[str]:
-    """Documents of a `.jsonl`."""
+    """Documents of a `.jsonl` file."""
     for number, line in lines:
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise TaskError(f"line {number} of {path} is no JSON: {error}. Write one object a line.") from error
+            raise TaskError(f"line {number} of {path} is not JSON: {error}. Write one object a line.") from error
         text = row.get(column) if isinstance(row, dict) else None
         if not isinstance(text, str):
-            found = f"has the columns {', '.join(row)}" if isinstance(row, dict) else "is no object"
-            raise TaskError(f"line {number} of {path} {found}, and no text in {column!r}. Name the text's column.")
+            content = f"has the columns {', '.join(row)}" if isinstance(row, dict) else "is not an object"
+            raise TaskError(f"line {number} of {path} {content}, but no text in {column!r}. Name the text's column.")
         if text.strip():
             yield text
 

@@ -1,8 +1,8 @@
-"""A world of words: each is a vector x, and what is asked of it is whether w x > 0 for a hidden w.
+"""A world of words, each with a vector x; the task is to tell whether w x > 0 for a hidden w.
 
-So in-context regression can be put to a language model: examples are texts, their labels words, and the ordinary
-encoder, learners and measures work on them unchanged. The vectors are known, so that the same learning can be done by
-hand beside it.
+This turns in-context regression into a task for language models: examples are texts and labels are words, so that the
+ordinary encoder, learners and measures apply unchanged. The vectors are known, so that the same learning can also be
+computed exactly.
 """
 
 import math
@@ -31,33 +31,33 @@ class TokenWorld:
 
     def __post_init__(self) -> None:
         if self.x.dim() != 2 or len(self.x) < 4:
-            raise ConfigError(f"a world needs vectors (word, d) of 4 words at least; given {tuple(self.x.shape)}")
+            raise ConfigError(f"a world needs vectors (word, d) of at least 4 words; given {tuple(self.x.shape)}")
 
     @classmethod
     def draw(cls, dimension: int, words: int, seed: int) -> "TokenWorld":
-        """Words with normal vectors, the identity for their covariance; equal seeds give equal worlds."""
+        """Words with standard normal vectors; equal seeds give equal worlds."""
         generator = stream("words", seed)
         return cls(torch.randn(words, dimension, generator=generator, dtype=torch.float64))
 
     @property
     def dimension(self) -> int:
-        """Of the vectors."""
+        """Dimension of the vectors."""
         return self.x.shape[1]
 
     @property
     def words(self) -> tuple[str, ...]:
-        """All words that have a vector, in the order of `x`."""
+        """All words with a vector, in the order of `x`."""
         width = len(str(len(self.x) - 1))
         return tuple(f"w{number:0{width}d}" for number in range(len(self.x)))
 
     @property
     def memories(self) -> tuple[str, ...]:
-        """Words that stand for the axes of the vectors: a constructed layer keeps a column of its W_0 in each."""
+        """Memory words, one for each axis of the vectors: a constructed layer stores a column of W_0 in each."""
         return tuple(f"m{axis}" for axis in range(self.dimension))
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
-        """Every token; its place is its id."""
+        """All tokens, in the order of their ids."""
         return (*_FIRST, *self.memories, *self.words)
 
     @property
@@ -72,11 +72,11 @@ class TokenWorld:
 
     @property
     def first_word(self) -> int:
-        """Id of the first word that has a vector; the others follow."""
+        """Id of the first word with a vector; the others follow."""
         return len(_FIRST) + self.dimension
 
     def vectors(self, ids: Tensor) -> Tensor:
-        """Vectors of tokens, `(..., d)`: zero for those that have none.
+        """Vectors of tokens, `(..., d)`; zero for tokens without a vector.
 
         Args:
             ids: Token ids, `(...)`.
@@ -86,7 +86,7 @@ class TokenWorld:
         return table[ids]
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """One token a word, words parted by white space; it adds no token of its own accord."""
+        """A tokenizer with one token for each word, separated by white space; it adds no special tokens."""
         ids = {word: number for number, word in enumerate(self.vocabulary)}
         backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token=UNKNOWN))
         backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
@@ -95,18 +95,17 @@ class TokenWorld:
         )
 
     def task(self, seed: int, *, remembering: bool = False, asking: bool = False) -> Task:
-        """Whether w x is positive, for a w of this seed's own.
+        """A task: is w x positive, for a random w?
 
         Args:
-            seed: Of w and of how words are shared out.
-            remembering: Put the memories in front of every word that is asked for, but of no demonstration: they are
-                the query-side tokens of arXiv:2212.10559, whose values hold what the model knows without context.
-                Linear attention has no normaliser, so that in the demonstrations each would count once more.
-            asking: Put the word `is` behind every word, so that what answers is not the word itself, and a query has
-                more than one token to attend to.
+            seed: Seed of w and of the split of the words.
+            remembering: Put the memory words in front of every query word, but not of demonstrations. They are the
+                query-side tokens of arXiv:2212.10559, whose values store what the model knows without context. In
+                demonstrations each would count again, because linear attention has no normaliser.
+            asking: Put the word `is` after every word, so that a query has more than one token to attend to.
 
         Returns:
-            Half of the words for demonstrations, a sixth to choose on, a third to report; no word in two of them.
+            Task with half of the words for demonstrations, a sixth for selection and a third for the report.
         """
         generator = stream("task", seed)
         w = torch.randn(self.dimension, generator=generator, dtype=torch.float64) / math.sqrt(self.dimension)

@@ -1,4 +1,4 @@
-"""A tokenizer of a corpus's own: byte-level BPE, so that any text can be written in it."""
+"""Byte-level BPE tokenizers trained on a corpus; they can encode any text."""
 
 import hashlib
 import json
@@ -11,29 +11,29 @@ from transformers import PreTrainedTokenizerFast
 from dualform.errors import ConfigError, TaskError
 
 END_OF_TEXT = "<|endoftext|>"
-"""Stands between documents; the only special token."""
+"""Token between documents; the only special token."""
 
 SMALLEST_VOCABULARY = 257
 """256 bytes and the end-of-text token."""
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE learned from documents; equal documents give an equal tokenizer.
+    """A byte-level BPE tokenizer trained on documents; equal documents give equal tokenizers.
 
     Args:
-        documents: Read once, a few at a time.
-        vocab_size: Tokens asked for. A text with little in it to merge gives fewer.
+        documents: Documents, read once as a stream.
+        vocab_size: Largest number of tokens; a short or repetitive text gives fewer.
 
     Returns:
-        The tokenizer. It adds no token of its own accord; `<|endoftext|>` (id 0) is its beginning, end and padding.
+        The tokenizer. It adds no special tokens; `<|endoftext|>` (id 0) is its bos, eos and padding token.
 
     Raises:
-        ConfigError: `vocab_size` does not hold the bytes and the end-of-text token.
-        TaskError: There is no document.
+        ConfigError: If `vocab_size` is too small for the bytes and the end-of-text token.
+        TaskError: If there is no document.
     """
     if vocab_size < SMALLEST_VOCABULARY:
         raise ConfigError(
-            f"a vocabulary of {vocab_size} tokens is too small: {SMALLEST_VOCABULARY} or more are needed, 256 for the "
+            f"a vocabulary of {vocab_size} tokens is too small: at least {SMALLEST_VOCABULARY} are needed, 256 for the "
             "bytes and one for the end of a text."
         )
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -45,26 +45,26 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> PreTrainedToke
         initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    seen = 0
+    n_documents = 0
 
     def counted() -> Iterator[str]:
-        nonlocal seen
+        nonlocal n_documents
         for document in documents:
-            seen += 1
+            n_documents += 1
             yield document
 
     backend.train_from_iterator(counted(), trainer)
-    if not seen:
-        raise TaskError("there is no text to learn a tokenizer from. Name a file or data set with documents in it.")
+    if not n_documents:
+        raise TaskError("there is no text to train a tokenizer on. Name a file or data set with documents in it.")
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
     )
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
-    """SHA-256 of all that decides which tokens a text becomes; saving and loading leave it as it is."""
-    described: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Set by the last call that cut or padded; no part of what the tokenizer is.
-    for passing in ("truncation", "padding"):
-        described.pop(passing, None)
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    """SHA-256 of everything that determines the tokens of a text; saving and loading do not change it."""
+    description: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    # These depend on the last call that truncated or padded.
+    for transient in ("truncation", "padding"):
+        description.pop(transient, None)
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""A small Llama that learns, from sequences of a `TokenWorld`, to learn from its context.
+"""A small Llama trained on sequences of a `TokenWorld` to learn from its context.
 
-Between the constructed layer, whose every weight is known, and a language model, of which nothing is: softmax
-attention, norms and MLPs, trained on one kind of text alone, and read by the same code as both.
+It lies between the constructed layer, whose weights are all known, and a pretrained language model: it has softmax
+attention, norms and MLPs, is trained on a single task, and is measured by the same code as both.
 """
 
 from pathlib import Path
@@ -17,20 +17,22 @@ from dualform.models.export.checkpoint import atomic_folder
 from dualform.ops.streams import stream, stream_seed
 
 _SPREAD = 0.2
-"""Of initial weights: from the usual 0.02, made for wide models, one this narrow takes thousands of steps to begin."""
+"""Standard deviation of initial weights. With the usual 0.02, meant for wide models, so narrow a model would take
+thousands of steps before its loss falls."""
 
 
 def token_sequences(world: TokenWorld, n: int, examples: int, generator: torch.Generator) -> Tensor:
-    """Sequences as the encoder writes demonstrations, each with a w of its own and its words all different.
+    """Sequences in the encoder's format of demonstrations, each with its own w and with distinct words.
 
     Args:
-        world: Whose words.
-        n: Sequences.
-        examples: Of each.
-        generator: Draws.
+        world: Words and their vectors.
+        n: Number of sequences.
+        examples: Number of examples in each sequence.
+        generator: Source of randomness.
 
     Returns:
-        Ids `(sequence, 1 + 4 * example)`: the opening token, then word, `is`, label word and separator over and over.
+        Token ids, `(sequence, 1 + 4 * examples)`: the opening token, then word, `is`, label word and separator for each
+        example.
     """
     w = torch.randn(n, world.dimension, 1, generator=generator, dtype=world.x.dtype)
     words = torch.rand(n, len(world.x), generator=generator).argsort(dim=1)[:, :examples]
@@ -57,24 +59,24 @@ def train_toy(
     heads: int = 4,
     after_step: AfterStep = lambda step: None,
 ) -> PreTrainedModel:
-    """A model trained to name each word's label from the examples before it.
+    """A model trained to predict each word's label from the examples before it.
 
-    Words start with their vectors in the first features, so that what they mean need not be found out.
+    The embeddings of words start with their vectors in the first features, so that these need not be learned.
 
     Args:
-        world: Its words.
-        steps: Steps of training.
-        seed: Of weights and sequences.
-        examples: Examples of a sequence.
-        batch: Sequences of a step.
-        learning_rate: Highest learning rate, see `Training`.
+        world: Words and their vectors.
+        steps: Training steps.
+        seed: Seed of weights and sequences.
+        examples: Number of examples in a sequence.
+        batch: Number of sequences in a step.
+        learning_rate: Highest learning rate (see `Training`).
         width: Width of the model.
-        layers: Blocks of the model.
-        heads: Heads of each block.
+        layers: Number of blocks.
+        heads: Number of heads in each block.
         after_step: Called after each step.
 
     Raises:
-        TrainingError: The loss or its gradient is NaN or infinite.
+        TrainingError: If the loss or its gradient is NaN or infinite.
     """
     config = LlamaConfig(
         vocab_size=len(world.vocabulary),
@@ -95,7 +97,7 @@ def train_toy(
         model = LlamaForCausalLM(config)
     with torch.no_grad():
         words = model.model.embed_tokens.weight
-        # What a word is beside its vector must be small, or norms would hide the vector's length.
+        # The other features must be small, or the norms would hide the length of the vector.
         words[world.first_word :] *= 0.1
         words[world.first_word :, : world.dimension] = world.x.to(words.dtype)
     generator = stream("training", seed)
@@ -111,7 +113,7 @@ def train_toy(
 
 
 def save_toy(model: PreTrainedModel, world: TokenWorld, folder: Path) -> Path:
-    """Write model and tokenizer as a checkpoint that `load_model` loads; whole or not at all."""
+    """Write model and tokenizer as a complete checkpoint for `load_model`; a failure leaves no folder."""
     with atomic_folder(folder, overwrite=False) as unfinished:
         model.save_pretrained(unfinished)
         world.tokenizer().save_pretrained(unfinished)

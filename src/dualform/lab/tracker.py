@@ -1,12 +1,12 @@
-"""Where a training run's numbers go beside its own file."""
+"""Interface of trackers that receive the numbers of a training run."""
 
 from collections.abc import Mapping
 from typing import Protocol
 
 
 class Tracker(Protocol):
-    """Receives a run's numbers, for a dashboard."""
+    """Receives the numbers of a run, for instance for a dashboard."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """The numbers after so many steps."""
+        """Record the numbers after `step` steps."""
         ...

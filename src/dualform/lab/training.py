@@ -1,8 +1,8 @@
-"""The laboratory's training loop: one optimiser, one learning-rate schedule, one way to clip, stop and report.
+"""The laboratory's training loop, with its learning-rate schedule and gradient clipping.
 
-A model is trained by a function that computes its loss at a step and by a `Training` (or a `Recipe`) that says how long
-and how fast. Several models of one shape can be trained at once: their weights then have a leading axis of models, and
-each has its own loss, its own clipping and its own place in Adam's averages, so that it learns what it would alone.
+Training takes a function that computes the loss of a step, and a schedule: a `Training` or a `Recipe`. Several models
+of one shape can be trained at once. Their weights then have a leading axis of models, and each model has its own loss
+and clipping, so that it learns the same as it would alone.
 """
 
 import math
@@ -20,21 +20,21 @@ from dualform.ops.streams import stream
 
 
 class Schedule(Protocol):
-    """How long, how fast and how carefully weights are moved."""
+    """Number of steps, learning rates and clipping of a training."""
 
     @property
     def steps(self) -> int:
-        """Optimiser steps in all."""
+        """Total number of optimiser steps."""
         ...
 
     @property
     def betas(self) -> tuple[float, float]:
-        """Decay of Adam's averages of gradients and of their squares."""
+        """Decay rates of Adam's averages of gradients and of squared gradients."""
         ...
 
     @property
     def clip(self) -> float | None:
-        """Largest norm of a model's gradient; None for any."""
+        """Largest norm of a model's gradient; None for no clipping."""
         ...
 
     def rate(self, step: int) -> float:
@@ -44,55 +44,55 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class Training:
-    """How small models are trained, by Adam without weight decay."""
+    """Training settings of small models: Adam without weight decay."""
 
     steps: int
     batch: int = 64
-    """Sequences of a step, for each model."""
+    """Sequences in a step, for each model."""
     learning_rate: float = 3e-3
     """Highest learning rate."""
     warmup: float = 0.1
-    """Share of the steps, one step at least, in which the rate rises linearly to its highest."""
+    """Share of the steps (at least one step) in which the rate rises linearly to its highest value."""
     final: float = 0.0
-    """Share of the highest rate to which it falls along a cosine; 1 keeps it constant."""
+    """Share of the highest rate to which it then falls along a cosine; 1 keeps it constant."""
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float | None = 1.0
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
-        # The end of the cosine lies one step behind the last, which would otherwise be taken at a rate of 0.
+        # The cosine ends one step after the last, because the last step would otherwise have a rate of 0.
         return self.learning_rate * rate_share(step, max(1, int(self.warmup * self.steps)), self.steps, self.final)
 
 
 def rate_share(step: int, warmup: int, last: int, final: float = 0.0) -> float:
-    """Learning rate as a share of the highest: linearly up, then down along a cosine.
+    """Learning rate as a share of the highest: a linear rise, then a fall along a cosine.
 
     Args:
-        step: Counted from 0.
-        warmup: Steps of the rise, the last of which is taken at the highest rate; 0 for none.
+        step: Index of the step, counted from 0.
+        warmup: Number of steps of the rise, the last of which has the highest rate; 0 for none.
         last: Step at which `final` is reached.
         final: Share at the end of the cosine.
     """
     if step < warmup:
         return (step + 1) / warmup
-    way = (step - warmup) / max(1, last - warmup)
-    return final + (1 - final) * (1 + math.cos(math.pi * way)) / 2
+    progress = (step - warmup) / max(1, last - warmup)
+    return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
 
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """What is known of a step once it was taken."""
+    """Numbers of a step after it was taken."""
 
     number: int
-    """Steps done, this one included."""
+    """Number of steps done, including this one."""
     losses: list[float]
-    """Of each model, before the step."""
+    """Loss of each model before the step."""
     norms: list[float]
     """L2 norm of each model's gradient, before clipping."""
     rate: float
     """Learning rate."""
     seconds: float
-    """Duration of the step, without what is done after it."""
+    """Duration of the step, without `after_step`."""
 
     @property
     def loss(self) -> float:
@@ -118,21 +118,21 @@ def fit(
     """Train weights in place.
 
     Args:
-        parameters: What is trained; with an axis of models in front where `losses` has one.
-        losses: Loss at a step, counted from 0: `()` of one model, or `(model,)`. It is differentiated here, unless it
-            comes without a graph: then the function has left gradients at the parameters itself.
+        parameters: Weights to train; with a leading axis of models if `losses` has one.
+        losses: Function from the index of a step, counted from 0, to the loss, `()` or `(model,)`. If the loss has no
+            graph, the function must have computed the gradients itself.
         schedule: A `Training` or a `Recipe`.
-        optimiser: Adam on all parameters where there is none; its learning rate is set at every step.
-        first: Steps that were done before, for a training that goes on.
-        patience: Steps in a row in which a model's loss, or the norm of its gradient, may be NaN or infinite. Its
-            gradient is then zero, and what moves it is Adam's average of earlier ones, which fades.
-        models: Names of the models, for errors.
-        remedy: Last sentence of an error.
+        optimiser: Optimiser, whose learning rate is set at every step; Adam on all parameters by default.
+        first: Number of steps already done, to resume a training.
+        patience: Number of consecutive steps in which a model's loss or the norm of its gradient may be NaN or
+            infinite. In such a step its gradient is set to zero.
+        models: Names of the models for error messages.
+        remedy: Last sentence of an error message.
         after_step: Called after each step.
 
     Raises:
-        TrainingError: A loss or a gradient's norm is NaN or infinite for more than `patience` steps in a row; the last
-            of these steps is not taken.
+        TrainingError: If a loss or the norm of a gradient is NaN or infinite for more than `patience` consecutive
+            steps.
     """
     parameters = list(parameters)
     if optimiser is None:
@@ -141,25 +141,25 @@ def fit(
     broken_for: list[int] = []
     for number in range(first, schedule.steps):
         begin, rate = time.perf_counter(), schedule.rate(number)
-        found = losses(number)
-        if found.requires_grad:
-            found.sum().backward()
-        found = found.detach()
+        loss_tensor = losses(number)
+        if loss_tensor.requires_grad:
+            loss_tensor.sum().backward()
+        loss_tensor = loss_tensor.detach()
         if patience:
-            _drop_broken_(parameters, found.isfinite())
-        norms = clip_(parameters, schedule.clip, together=found.dim() > 0)
-        by_model, lengths = (one.reshape(-1).tolist() for one in (found, norms))
+            _drop_broken_(parameters, loss_tensor.isfinite())
+        norms = clip_(parameters, schedule.clip, together=loss_tensor.dim() > 0)
+        by_model, lengths = (tensor.reshape(-1).tolist() for tensor in (loss_tensor, norms))
         finite = [math.isfinite(loss) and math.isfinite(norm) for loss, norm in zip(by_model, lengths, strict=True)]
         broken_for = [0 if good else n + 1 for n, good in zip(broken_for or [0] * len(finite), finite, strict=True)]
         for place, (steps, loss, norm) in enumerate(zip(broken_for, by_model, lengths, strict=True)):
             if steps > patience:
-                what, value = ("gradient's norm", norm) if math.isfinite(loss) else ("loss", loss)
+                quantity, value = ("gradient's norm", norm) if math.isfinite(loss) else ("loss", loss)
                 name = f" of {models[place]}" if models else ""
                 raise TrainingError(
-                    f"step {number + 1}: the {what}{name} is {value} at a learning rate of {rate:g}. {remedy}"
+                    f"step {number + 1}: the {quantity}{name} is {value} at a learning rate of {rate:g}. {remedy}"
                 )
         if not all(finite):
-            # Of a gradient that is finite itself, the squares may overflow.
+            # The norm may overflow even if all gradients are finite.
             _drop_broken_(parameters, norms.isfinite())
         for group in optimiser.param_groups:
             group["lr"] = rate
@@ -169,15 +169,12 @@ def fit(
 
 
 def clip_(parameters: Sequence[Tensor], most: float | None, together: bool = False) -> Tensor:
-    """Shorten gradients to a norm, each model's by itself: one that explodes must not slow down the others.
+    """Clip gradients in place, separately for each model, and return the norms before clipping, `()` or `(model,)`.
 
     Args:
-        parameters: With their gradients.
-        most: Largest norm over all weights of a model; None for any.
+        parameters: Parameters with gradients.
+        most: Largest norm over all weights of a model; None for no clipping.
         together: Whether the first axis of each parameter is one of models.
-
-    Returns:
-        Norms before clipping, `()` or `(model,)`.
     """
     most = math.inf if most is None else most
     if not together:
@@ -191,7 +188,7 @@ def clip_(parameters: Sequence[Tensor], most: float | None, together: bool = Fal
 
 
 def _drop_broken_(parameters: Sequence[Tensor], finite: Tensor) -> None:
-    """Set gradients to zero where they are not finite, and all of them of models whose loss is not."""
+    """Set gradients to zero where they are not finite, and all gradients of models whose loss is not finite."""
     for gradient in (parameter.grad for parameter in parameters):
         if gradient is not None:
             broken = ~(_like(finite, gradient) if finite.dim() else finite)
@@ -199,27 +196,27 @@ def _drop_broken_(parameters: Sequence[Tensor], finite: Tensor) -> None:
 
 
 def _like(by_model: Tensor, tensor: Tensor) -> Tensor:
-    """One number a model, ready to be broadcast."""
+    """One number for each model, reshaped to broadcast with a parameter."""
     return by_model.view(-1, *(1,) * (tensor.dim() - 1))
 
 
 class InContextModel(Protocol):
-    """Models of one shape, one for each seed, that learn from sequences of examples."""
+    """Models of one shape, one for each seed, that are trained on sequences of examples."""
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Seed of each model's weights, and of its sequences."""
+        """Seed of each model's weights and sequences."""
         ...
 
     def parameters(self) -> Iterable[nn.Parameter]:
-        """What is trained."""
+        """Weights to train."""
         ...
 
-    def losses(self, drawn: Sequence[Sequences]) -> Tensor:
-        """Loss on sequences, `(model,)`, or `()` where there is one alone.
+    def losses(self, sequences: Sequence[Sequences]) -> Tensor:
+        """Loss of each model, `(model,)`, or `()` for a single model.
 
         Args:
-            drawn: One batch for each model.
+            sequences: One batch for each model.
         """
         ...
 
@@ -232,17 +229,17 @@ def train(
     name: str = "",
     after_step: AfterStep = lambda step: None,
 ) -> None:
-    """Train models in place on sequences that they never see twice.
+    """Train models in place on new sequences in every step.
 
     Args:
-        model: What is trained: equal seeds see equal sequences, whatever the model.
-        tasks: What the sequences are drawn from; of several, one after the other, a batch each.
-        training: How.
-        name: Of the model, for errors.
+        model: Models to train. Equal seeds get equal sequences, for any model.
+        tasks: Distribution of the sequences; several distributions alternate from batch to batch.
+        training: Training settings.
+        name: Name of the model for error messages.
         after_step: Called after each step.
 
     Raises:
-        TrainingError: A loss or its gradient is NaN or infinite.
+        TrainingError: If a loss or a gradient is NaN or infinite.
     """
     mixture = [tasks] if isinstance(tasks, RegressionTasks) else list(tasks)
     generators = [stream("training", seed) for seed in model.seeds]

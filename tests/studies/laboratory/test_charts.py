@@ -13,9 +13,9 @@ from dualform.studies.laboratory.charts import (
     DASHES,
     FAR,
     GREYS,
-    described,
+    curve_styles,
+    describe_chart,
     lab_chart,
-    looks,
     remarks,
 )
 from dualform.studies.laboratory.result import LabChart
@@ -29,11 +29,11 @@ EXAMPLES: list[LabChart] = [
 
 
 def drawn(of: LabChart):
-    found = lab_chart(of, looks([of]))
-    assert found is not None
-    spec = found.to_dict(validate=True)
+    drawing = lab_chart(of, curve_styles([of]))
+    assert drawing is not None
+    spec = drawing.to_dict(validate=True)
     json.dumps(spec, allow_nan=False)
-    return found, spec
+    return drawing, spec
 
 
 def marks(spec: dict) -> dict[str, dict]:
@@ -47,8 +47,8 @@ def domain(spec: dict, axis: str = "y") -> tuple[float, float]:
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)), ids=[each.title for each in EXAMPLES])
 def test_every_chart_is_a_valid_specification_that_can_be_drawn(number, tmp_path):
-    found, _ = drawn(EXAMPLES[number])
-    save_chart(found, tmp_path / "chart.svg")
+    drawing, _ = drawn(EXAMPLES[number])
+    save_chart(drawing, tmp_path / "chart.svg")
     assert (tmp_path / "chart.svg").read_text().startswith("<svg")
 
 
@@ -61,50 +61,50 @@ def test_exact_predictors_are_dashed_in_grey_and_models_are_not():
     assert dashed != plain
 
 
-def test_a_dozen_exact_predictors_and_more_are_told_apart():
+def test_up_to_sixteen_exact_predictors_have_different_styles():
     many = chart(curve("a", [1, 2]), *(curve(f"exact {n}", [n, n], reference=True) for n in range(16)))
-    found = looks([many])
-    exact = [look for (_, reference), look in found.items() if reference]
+    styles = curve_styles([many])
+    exact = [look for (_, reference), look in styles.items() if reference]
     assert len(set(exact)) == 16
     assert all(look.colour in GREYS and look.colour not in COLOURS and look.dash != (1, 0) for look in exact)
     encoding = marks(drawn(many)[1])["line"]["encoding"]
-    shown = [encoding[channel]["scale"]["range"] for channel in ("color", "strokeDash")]
-    assert len({(colour, tuple(dash)) for colour, dash in zip(*shown, strict=True)}) == 17
+    ranges = [encoding[channel]["scale"]["range"] for channel in ("color", "strokeDash")]
+    assert len({(colour, tuple(dash)) for colour, dash in zip(*ranges, strict=True)}) == 17
 
 
-def test_one_more_than_there_are_looks_begins_anew():
-    looked = looks([chart(*(curve(f"exact {n}", [n, n], reference=True) for n in range(17)))])
+def test_styles_repeat_after_sixteen_exact_predictors():
+    looked = curve_styles([chart(*(curve(f"exact {n}", [n, n], reference=True) for n in range(17)))])
     assert looked["exact 16", True] == looked["exact 0", True]
 
 
 def test_a_model_and_an_exact_predictor_of_one_name_differ_in_look_and_in_name():
     both = chart(curve("ridge", [1, 2]), curve("ridge", [3, 4], reference=True), curve("Bayes", [1, 1], reference=True))
-    found = looks([both])
-    assert found["ridge", False] != found["ridge", True]
+    styles = curve_styles([both])
+    assert styles["ridge", False] != styles["ridge", True]
     _, spec = drawn(both)
     encoding = marks(spec)["line"]["encoding"]
     assert encoding["color"]["scale"] == {
         "domain": ["ridge", "ridge (exact)", "Bayes"],
         "range": [COLOURS[0], *GREYS],
     }
-    plain, one, other = encoding["strokeDash"]["scale"]["range"]
+    plain, first_dash, other = encoding["strokeDash"]["scale"]["range"]
     assert plain == [1, 0]
-    assert [tuple(one), tuple(other)] == list(DASHES[:2])
-    assert "for ridge, ridge (exact) and Bayes" in described(both)
+    assert [tuple(first_dash), tuple(other)] == list(DASHES[:2])
+    assert "for ridge, ridge (exact) and Bayes" in describe_chart(both)
 
 
 def test_a_curve_keeps_its_colour_from_chart_to_chart():
     first, second = chart(curve("a", [1, 2]), curve("b", [1, 2])), chart(curve("b", [3, 4]), curve("c", [3, 4]))
-    found = looks([first, second])
-    assert [found[name, False].colour for name in "abc"] == list(COLOURS[:3])
-    chart_of_second = lab_chart(second, found)
+    styles = curve_styles([first, second])
+    assert [styles[name, False].colour for name in "abc"] == list(COLOURS[:3])
+    chart_of_second = lab_chart(second, styles)
     assert chart_of_second is not None
     assert marks(chart_of_second.to_dict())["line"]["encoding"]["color"]["scale"]["range"] == list(COLOURS[1:3])
 
 
-def test_more_curves_than_colours_begin_anew():
+def test_colours_repeat_when_there_are_more_curves():
     many = chart(*(curve(f"model {n}", [n, n]) for n in range(len(COLOURS) + 1)))
-    assert looks([many])[f"model {len(COLOURS)}", False].colour == COLOURS[0]
+    assert curve_styles([many])[f"model {len(COLOURS)}", False].colour == COLOURS[0]
     drawn(many)
 
 
@@ -116,21 +116,21 @@ def test_intervals_are_bands_and_without_any_there_is_no_band():
 
 
 def test_a_hole_breaks_the_line_and_is_counted():
-    found, spec = drawn(chart(curve("a", [1, None, 2], 0.1)))
+    drawing, spec = drawn(chart(curve("a", [1, None, 2], 0.1)))
     assert [row["mean"] for row in marks(spec)["line"]["data"]["values"]] == [1, None, 2]
-    assert [row["mean"] for row in held(found, "dot")] == [1, 2]
+    assert [row["mean"] for row in held(drawing, "dot")] == [1, 2]
     assert remarks(chart(curve("a", [1, None, 2], 0.1))) == ["1 point has no number."]
     several = chart(curve("a", [None, 1, math.nan]), curve("b", [None, 2, 3], x=[0.0, 1.0, 2.0]), log_x=True)
     # What has no number is not said to lie at a place that the axis lacks.
     assert remarks(several) == ["3 points have no number."]
 
 
-def test_what_cannot_be_drawn_is_told_by_its_own_reason():
+def test_each_reason_why_a_point_is_not_drawn_has_its_own_sentence():
     wild = [1e301, -1e301, 0.5, 5e-324, 0.0, None]
     large = "too large for the axis: beyond 1e+300."
     assert remarks(chart(curve("a", wild), log_y=True)) == [
         "1 point has no number.",
-        "2 points have no place on a log axis: zero or below.",
+        "2 points are zero or negative, and cannot be drawn on a log axis.",
         "1 point is too close to zero for a log axis: below 1e-300.",
         f"1 point is {large}",
     ]
@@ -138,15 +138,15 @@ def test_what_cannot_be_drawn_is_told_by_its_own_reason():
     assert remarks(chart(curve("a", [1.0, 2.0], x=[1.0, 1e301]), log_x=True)) == [f"1 point is {large}"]
 
 
-def test_zero_and_below_have_no_place_on_a_log_axis_and_the_page_says_so():
+def test_zero_and_negative_values_are_not_drawn_on_a_log_axis_and_the_page_says_so():
     gone = chart(curve("a", [0.1, 0.0, -3.0, 0.2]), log_y=True)
-    found, spec = drawn(gone)
-    assert [row["mean"] for row in held(found, "dot")] == [0.1, 0.2]
+    drawing, spec = drawn(gone)
+    assert [row["mean"] for row in held(drawing, "dot")] == [0.1, 0.2]
     assert domain(spec)[0] > 0
-    assert remarks(gone) == ["2 points have no place on a log axis: zero or below."]
+    assert remarks(gone) == ["2 points are zero or negative, and cannot be drawn on a log axis."]
     sideways = chart(curve("a", [1, 2, 3], x=[0.0, 1.0, 10.0]), log_x=True)
     assert [row["x"] for row in held(drawn(sideways)[0], "dot")] == [1.0, 10.0]
-    assert remarks(sideways) == ["1 point has no place on a log axis: zero or below."]
+    assert remarks(sideways) == ["1 point is zero or negative, and cannot be drawn on a log axis."]
 
 
 def test_a_band_that_reaches_below_zero_ends_at_the_edge_of_a_log_axis():
@@ -161,7 +161,7 @@ def test_an_exact_predictor_that_falls_to_rounding_does_not_flatten_the_models()
     low, high = domain(spec)
     assert low > 0.2 / (1.3 * FAR)
     assert high < 1
-    assert remarks(far) == ["Least squares leaves the chart where it is more than 1,000 times off all models."]
+    assert remarks(far) == ["Least squares leaves the chart where it is more than 1,000 times away from all models."]
     # By itself it is what the chart is about.
     alone = chart(curve("least squares", [0.5, 1e-31], reference=True), log_y=True)
     assert domain(drawn(alone)[1])[0] < 1e-31
@@ -182,7 +182,7 @@ def test_an_exact_predictor_near_the_models_is_always_in_the_chart():
 def test_extreme_numbers_make_a_chart_or_none(values, log):
     extreme = chart(curve("a", values), log_y=log)
     if not [value for value in values if (value > 1e-300 or not log) and abs(value) <= 1e300]:
-        assert lab_chart(extreme, looks([extreme])) is None
+        assert lab_chart(extreme, curve_styles([extreme])) is None
         return
     low, high = domain(drawn(extreme)[1])
     assert low < high
@@ -209,13 +209,13 @@ def test_huge_intervals_leave_the_means_readable():
     ],
 )
 def test_without_a_point_there_is_no_chart(empty):
-    assert lab_chart(empty, looks([empty])) is None
+    assert lab_chart(empty, curve_styles([empty])) is None
     remarks(empty)
 
 
 def test_a_single_point_is_a_dot_that_can_be_seen():
-    found, spec = drawn(chart(curve("a", [0.3]), curve("exact", [0.2], reference=True)))
-    assert [row["dot"] for row in held(found, "dot")] == [1.0, 1.0]
+    drawing, spec = drawn(chart(curve("a", [0.3]), curve("exact", [0.2], reference=True)))
+    assert [row["dot"] for row in held(drawing, "dot")] == [1.0, 1.0]
     low, high = domain(spec, "x")
     assert low < 1 < high
 
@@ -236,7 +236,7 @@ def test_ticks_of_a_log_axis_are_few_and_within_it(low, high):
     ticks = log_ticks((low, high), within=True)
     assert len(ticks) <= 10
     assert all(low <= tick <= high for tick in ticks)
-    assert all(one < two for one, two in itertools.pairwise(ticks))
+    assert all(left < right for left, right in itertools.pairwise(ticks))
 
 
 def test_two_curves_of_one_name_are_two_lines():
@@ -257,4 +257,4 @@ def test_text_of_others_is_data_and_no_field_or_expression():
         if "field" in channel
     }
     assert fields == {"x", "mean", "low", "high", "curve", "line", "dot", "n"} - ({"low", "high"} - fields)
-    assert all(attack in described(hostile) for attack in ATTACKS)
+    assert all(attack in describe_chart(hostile) for attack in ATTACKS)

@@ -18,12 +18,12 @@ from dualform.studies.comparison.run import compare
 from dualform.studies.laboratory import constructed as study
 from dualform.studies.laboratory.config import RegressionConfig
 from dualform.studies.laboratory.constructed import (
-    BLIND,
     CASES,
+    INSENSITIVE,
     MEASURES,
     PERFECT,
     RATIOS,
-    TELLS,
+    SENSITIVE,
     PromptedModel,
     constructed,
     gradient_step,
@@ -31,7 +31,7 @@ from dualform.studies.laboratory.constructed import (
     pieces,
 )
 from dualform.studies.laboratory.result import LabStudy
-from dualform.studies.laboratory.words import as_it_should, counted
+from dualform.studies.laboratory.words import as_expected, count_claims
 from dualform.tasks.task import Task
 from tests.studies.small import MemoryStore
 
@@ -44,34 +44,34 @@ def store() -> MemoryStore:
 
 
 @pytest.fixture(scope="module")
-def told() -> list[tuple[float, str]]:
+def progress() -> list[tuple[float, str]]:
     return []
 
 
 @pytest.fixture(scope="module")
-def found(store: MemoryStore, told: list[tuple[float, str]]) -> LabStudy:
-    return constructed(CONFIG, store, lambda amount, doing: told.append((amount, doing)))
+def result(store: MemoryStore, progress: list[tuple[float, str]]) -> LabStudy:
+    return constructed(CONFIG, store, lambda amount, doing: progress.append((amount, doing)))
 
 
-def cell(found: LabStudy, measure: str, column: str) -> float | None:
-    (table,) = found.tables
+def cell(result: LabStudy, measure: str, column: str) -> float | None:
+    (table,) = result.tables
     (row,) = [row for row in table.rows if row.name == MEASURES[measure]]
     estimate = row.cells[table.columns.index(CASES.get(column, column))]
     return None if estimate is None else estimate.mean
 
 
-def test_every_claim_holds_and_every_case_that_must_fail_fails(found: LabStudy) -> None:
-    wrong = [claim.says for claim in found.claims if claim.holds == claim.must_fail]
+def test_every_claim_holds_and_every_case_that_must_fail_fails(result: LabStudy) -> None:
+    wrong = [claim.says for claim in result.claims if claim.holds == claim.must_fail]
     assert wrong == []
-    n_failing = sum(claim.must_fail for claim in found.claims)
-    assert n_failing == 3 + sum(map(len, TELLS.values())) + 6
-    assert len(found.claims) - n_failing == 1 + len(PERFECT) + sum(map(len, BLIND.values())) + 4
-    assert found.answer.startswith("Yes: ")
+    n_failing = sum(claim.must_fail for claim in result.claims)
+    assert n_failing == 3 + sum(map(len, SENSITIVE.values())) + 6
+    assert len(result.claims) - n_failing == 1 + len(PERFECT) + sum(map(len, INSENSITIVE.values())) + 4
+    assert result.answer.startswith("Yes: ")
 
 
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_seed_without_a_number_leaves_nothing_found(
-    lost: int, found: LabStudy, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+    lost: int, result: LabStudy, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = MemoryStore()
     kept.pieces = dict(store.pieces)
@@ -82,51 +82,51 @@ def test_a_seed_without_a_number_leaves_nothing_found(
     kept.pieces[name] = replace(kept.pieces[name], about=about)
     holed = constructed(CONFIG, kept)
 
-    unlike = [after for before, after in zip(found.claims, holed.claims, strict=True) if before != after]
+    unlike = [after for before, after in zip(result.claims, holed.claims, strict=True) if before != after]
     # Neither holds, and neither is said to have failed: a claim, and two cases that must fail.
     assert [(claim.found.mean, claim.holds) for claim in unlike] == [(None, False)] * 3
     assert [claim.must_fail for claim in unlike] == [True, False, True]
-    assert not any(map(as_it_should, unlike))
-    assert counted(holed.claims).unmeasured == 3
+    assert not any(map(as_expected, unlike))
+    assert count_claims(holed.claims).unmeasured == 3
     assert holed.answer.startswith("Undecided: ")
 
 
-def test_the_constructed_layer_scores_one_to_machine_precision(found: LabStudy) -> None:
+def test_the_constructed_layer_scores_one_to_machine_precision(result: LabStudy) -> None:
     for measure in PERFECT:
-        assert cell(found, measure, "constructed") == pytest.approx(1, abs=1e-12), measure
+        assert cell(result, measure, "constructed") == pytest.approx(1, abs=1e-12), measure
     for measure in ("distance", "agreement.total_variation", "agreement.kl_icl_ft", "relaxation.relative_error"):
-        assert cell(found, measure, "constructed") == pytest.approx(0, abs=1e-12), measure
-    assert cell(found, "accuracy_icl", "constructed") == cell(found, "accuracy_ft", "constructed")
+        assert cell(result, measure, "constructed") == pytest.approx(0, abs=1e-12), measure
+    assert cell(result, "accuracy_icl", "constructed") == cell(result, "accuracy_ft", "constructed")
 
 
-def test_only_measures_that_look_at_length_see_a_longer_step(found: LabStudy) -> None:
-    assert cell(found, "sim_aou_raw.norm_ratio", "rate") == pytest.approx(3, abs=1e-12)
-    assert cell(found, "distance", "rate") == pytest.approx(2, abs=1e-12)
+def test_only_measures_that_look_at_length_see_a_longer_step(result: LabStudy) -> None:
+    assert cell(result, "sim_aou_raw.norm_ratio", "rate") == pytest.approx(3, abs=1e-12)
+    assert cell(result, "distance", "rate") == pytest.approx(2, abs=1e-12)
     for measure, seen in (("sim_aou", True), ("sim_aou_raw", False), ("direct_update", False), ("kendall", False)):
-        value = cell(found, measure, "rate")
+        value = cell(result, measure, "rate")
         assert value is not None
         assert (abs(value - 1) > 1e-6) == seen, measure
 
 
-def test_what_does_not_move_has_no_direction(found: LabStudy) -> None:
+def test_what_does_not_move_has_no_direction(result: LabStudy) -> None:
     for case in CASES:
-        assert cell(found, "sim_am_delta", case) is None
-        assert cell(found, "sim_am", case) == pytest.approx(1, abs=1e-12)
+        assert cell(result, "sim_am_delta", case) is None
+        assert cell(result, "sim_am", case) == pytest.approx(1, abs=1e-12)
 
 
-def test_random_directions_have_no_answers_and_no_raw_likeness(found: LabStudy) -> None:
+def test_random_directions_have_no_answers_and_no_raw_similarity(result: LabStudy) -> None:
     for measure in ("agreement", "rec2ftp", "accuracy_ft"):
-        assert cell(found, measure, "random") is None
-    raw, published = (cell(found, measure, "random") for measure in ("sim_aou_raw", "sim_aou"))
+        assert cell(result, measure, "random") is None
+    raw, published = (cell(result, measure, "random") for measure in ("sim_aou_raw", "sim_aou"))
     assert raw is not None
     assert published is not None
     # In 34 features and more, over 80 pairs: the mean of cosines has a deviation of 0.02.
     assert abs(raw) < 0.1 < published
-    assert any(f"scores {published:.2f} in SimAOU as published" in note for note in found.notes)
+    assert any(f"has a SimAOU of {published:.2f} as published" in note for note in result.notes)
 
 
-def test_the_toy_has_a_column_of_its_own(found: LabStudy) -> None:
-    (table,) = found.tables
+def test_the_toy_has_a_column_of_its_own(result: LabStudy) -> None:
+    (table,) = result.tables
     assert table.columns == [*CASES.values(), "a trained toy: finetuning"]
     for measure in (
         "sim_aou_raw",
@@ -137,15 +137,15 @@ def test_the_toy_has_a_column_of_its_own(found: LabStudy) -> None:
         "accuracy_icl",
         "relaxation",
     ):
-        value = cell(found, measure, "a trained toy: finetuning")
+        value = cell(result, measure, "a trained toy: finetuning")
         assert value is not None
         assert abs(value) < 1 or measure == "agreement"
     # Eight steps of training are none.
-    assert any("have not learned to learn from context" in note for note in found.notes)
+    assert any("have not learned to use their context" in note for note in result.notes)
 
 
-def test_the_chart_is_one_at_the_layers_own_rate(found: LabStudy) -> None:
-    (chart,) = found.charts
+def test_the_chart_is_one_at_the_layers_own_rate(result: LabStudy) -> None:
+    (chart,) = result.charts
     assert chart.log_x
     for curve in chart.curves:
         assert curve.x == list(RATIOS)
@@ -156,26 +156,28 @@ def test_the_chart_is_one_at_the_layers_own_rate(found: LabStudy) -> None:
 
 
 def test_a_killed_run_goes_on_with_what_is_finished(
-    found: LabStudy, store: MemoryStore, told: list[tuple[float, str]], monkeypatch: pytest.MonkeyPatch
+    result: LabStudy, store: MemoryStore, progress: list[tuple[float, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"{what}, seed {seed}" for seed in (1, 2) for what in ("constructed", "trained toy")]
     assert store.put_names == names
-    assert told == [(1.0, name) for name in names]
-    assert len(told) == pieces(CONFIG)
+    assert progress == [(1.0, name) for name in names]
+    assert len(progress) == pieces(CONFIG)
     for name in ("_exact", "_toy"):
         monkeypatch.setattr(study, name, lambda *args: pytest.fail("made again"))
-    assert constructed(CONFIG, store).model_dump() == found.model_dump()
+    assert constructed(CONFIG, store).model_dump() == result.model_dump()
 
 
-def test_other_settings_make_other_pieces(found: LabStudy, store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[str] = []
+def test_other_settings_make_other_pieces(
+    result: LabStudy, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others: list[str] = []
 
     def exact(config: RegressionConfig, seed: int) -> dict[str, Any]:
-        made.append("exact")
+        others.append("exact")
         return store.pieces["constructed, seed 1"].about
 
     def toy(config: RegressionConfig, seed: int) -> dict[str, Any]:
-        made.append("toy")
+        others.append("toy")
         return store.pieces["trained toy, seed 1"].about
 
     monkeypatch.setattr(study, "_exact", exact)
@@ -183,9 +185,9 @@ def test_other_settings_make_other_pieces(found: LabStudy, store: MemoryStore, m
     kept = MemoryStore()
     kept.pieces = dict(store.pieces)
     constructed(CONFIG.model_copy(update={"steps": 2.0, "seeds": (1,)}), kept)
-    assert made == ["toy"]
+    assert others == ["toy"]
     constructed(CONFIG.model_copy(update={"dimension": 4, "seeds": (2,)}), kept)
-    assert made == ["toy", "exact"]
+    assert others == ["toy", "exact"]
 
 
 @pytest.fixture(scope="module")

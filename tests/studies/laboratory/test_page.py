@@ -58,12 +58,12 @@ def test_a_complete_laboratory_has_every_section_and_chart(page):
     assert boxes == set(page.specs()) == expected
 
 
-def test_what_holds_and_what_does_not_stands_at_the_top(html, page):
+def test_counts_and_problems_are_at_the_top(html, page):
     text = text_of(page)
     top = text[: text.index("The same with softmax.")]
     assert "5 of 7 claims hold, and 2 of 3 cases that must fail do; 1 could not be measured." in top
     assert "Does not hold (trained): Two recurrent layers reach GD++." in top
-    assert "Holds where it must fail (trained): A layer of a wrong rate does so too." in top
+    assert "Holds, but must fail (trained): A layer of a wrong rate does so too." in top
     assert html.index('class="lead"') < html.index('id="verdict"') < html.index('id="constructed"')
 
 
@@ -75,31 +75,31 @@ def test_the_contents_lead_to_every_study_in_order(html, page):
     assert places == sorted(places)
 
 
-def test_claims_stand_with_what_was_expected_and_found(page):
+def test_claims_are_listed_with_expected_and_measured_values(page):
     text = text_of(page)
-    for shown in (
+    for fragment in (
         "one step of gradient descent. arXiv:2212.07677v2, proposition 1 below 1e-12 3.30e-16 1 holds",
-        "The same with softmax. below 1e-12 0.2310 0.2190 to 0.2430 5 must fail: fails, as it should",
+        "The same with softmax. below 1e-12 0.2310 0.2190 to 0.2430 5 fails, as it must",
         "at most 0.110 0.1312 0.1270 to 0.1354 5 does not hold",
         "0.2073 0.2063 to 0.2083 5 must fail, but holds",
         f"any number {MISSING} 5 could not be measured",
     ):
-        assert shown in text, shown
-    marked = [attributes.get("class") for _, attributes in page.tags if attributes.get("data-label") == "stands"]
+        assert fragment in text, fragment
+    marked = [attributes.get("class") for _, attributes in page.tags if attributes.get("data-label") == "status"]
     assert marked == ["good"] * 6 + ["bad"] * 3 + ["good"]
 
 
 def test_tables_notes_and_remarks_are_shown(page):
     text = text_of(page)
-    for shown in (
+    for fragment in (
         f"Loss by depth trained GD GD++ 1 layer 0.2071 0.2060 to 0.2082 0.2070 {MISSING}",
         "GD++ has no first layer of its own.",
         "Depth 5 was trained for half the steps.",
         "Log scale: training steps. Mean over 10,000 sequences",
-        "1 point has no place on a log axis: zero or below.",
-        "Least squares leaves the chart where it is more than 1,000 times off all models.",
+        "1 point is zero or negative, and cannot be drawn on a log axis.",
+        "Least squares leaves the chart where it is more than 1,000 times away from all models.",
     ):
-        assert shown in text, shown
+        assert fragment in text, fragment
 
 
 def test_nothing_is_loaded_and_two_scripts_may_run(page):
@@ -138,7 +138,7 @@ def test_hostile_text_becomes_text_and_no_tag(page):
     assert {f"#study-{place}" for place in range(1, 5)} <= set(links(hostile))
 
 
-def test_studies_of_one_name_or_of_the_pages_own_are_told_apart():
+def test_studies_with_a_name_that_is_already_taken_get_another_anchor():
     page = Page(render_page(laboratory(study("trained"), study("trained"), study("run"), study("shift"))))
     assert links(page)[3:7] == ["#study-1", "#study-2", "#study-3", "#shift"]
     names = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
@@ -148,21 +148,21 @@ def test_studies_of_one_name_or_of_the_pages_own_are_told_apart():
 def test_a_study_of_nothing_but_its_question_still_makes_a_page():
     page = Page(render_page(laboratory(study())))
     text = text_of(page)
-    assert "No claim was put to the test." in text
+    assert "No claim was tested." in text
     assert "constructed-claims" not in page.ids()
     assert "vegaEmbed =" not in "".join(page.code())
     assert "claims that hold" not in text
 
 
 def test_awkward_numbers_still_make_a_page():
-    found = [estimate(None), estimate(1e300, 1e299), estimate(0.0, 0.0), estimate(-1e-300)]
+    estimates = [estimate(None), estimate(1e300, 1e299), estimate(0.0, 0.0), estimate(-1e-300)]
     sparse = LabTable(
         title="sparse",
         columns=["a", "b"],
         rows=[LabRow(name="none", cells=[None] * 2), LabRow(name="some", cells=[estimate(1e300), None])],
     )
     odd = study(
-        claims=[claim(found=each) for each in found],
+        claims=[claim(found=each) for each in estimates],
         charts=[
             chart(curve("nothing", [None, None])),
             chart(curve("zero", [0.0, 0.0]), log_y=True),
@@ -176,24 +176,24 @@ def test_awkward_numbers_still_make_a_page():
     assert "1.00e+300 9.00e+299 to 1.10e+300" in text
     assert f"none {MISSING} {MISSING} some 1.00e+300 {MISSING}" in text
     assert "There is nothing to draw. 2 points have no number." in text
-    assert "There is nothing to draw. Log scale: squared error. 2 points have no place on a log axis" in text
+    assert "There is nothing to draw. Log scale: squared error. 2 points are zero or negative" in text
 
 
-def test_tiles_say_what_was_asked_for_and_no_more(page):
+def test_tiles_show_the_requested_sizes(page):
     text = text_of(page)
     # A study may take fewer: it is its notes that say so.
     for tile in ("seeds 5 ", "dimension of inputs 10 requested", "examples in context 10 requested"):
         assert tile in text, tile
 
 
-def test_a_result_written_with_a_setting_that_is_no_more_is_still_read(html):
+def test_a_result_with_a_setting_that_was_removed_is_still_read(html):
     older = example_laboratory(config=example_laboratory().config | {"resamples": 1000})
     page = Page(render_page(Result.from_json(older.to_json())))
     assert "resamples: 1000" in text_of(page)
     assert "resamples" not in html
 
 
-def test_intervals_are_said_to_be_students_and_exact_predictors_to_be_computed(page):
+def test_the_glossary_explains_intervals_and_exact_predictors(page):
     text = text_of(page)
     assert "Student's, over seeds." in text
     assert "bootstrap" not in text

@@ -45,13 +45,13 @@ def test_what_was_found_is_kept_whatever_the_steps(sampled: list[tuple[str, int]
 
 
 def test_samples_are_announced_unless_earlier_ones_are_kept(sampled: list[tuple[str, int]]):
-    config, said = regression_config(studies=("layers", "shift"), seeds=(1,)), list[str]()
-    plan = plan_of(config, fixed_machine(), announce=said.append)
+    config, messages = regression_config(studies=("layers", "shift"), seeds=(1,)), list[str]()
+    plan = plan_of(config, fixed_machine(), announce=messages.append)
     assert plan.sampled
-    (sentence,) = said
+    (sentence,) = messages
     assert sentence.endswith("layers, shift.")
-    plan_of(config, fixed_machine(), announce=said.append)
-    assert len(said) == 1
+    plan_of(config, fixed_machine(), announce=messages.append)
+    assert len(messages) == 1
 
 
 class Study:

@@ -30,8 +30,8 @@ class MemoryStore:
         self.pieces: dict[str, Piece] = {}
 
     def get(self, name: str, inputs: str) -> Piece | None:
-        found = self.pieces.get(name)
-        return found if found is not None and found.inputs == inputs else None
+        result = self.pieces.get(name)
+        return result if result is not None and result.inputs == inputs else None
 
     def put(self, piece: Piece) -> None:
         self.pieces[piece.name] = piece
@@ -66,16 +66,18 @@ def test_studies_are_run_in_the_order_of_reading_whatever_the_order_of_asking() 
     assert [study.name for study in result.laboratory.studies] == ["constructed", "shift"]
     assert small_laboratory.computed == [f"{name} {seed}" for name in ("constructed", "shift") for seed in (1, 2, 3)]
     assert (result.study, result.config["studies"]) == ("regression", ["shift", "constructed"])
-    assert result.warnings == ["3 seeds: Student's intervals over so few are wide, and rest on normality."]
+    assert result.warnings == [
+        "3 seeds: Student's intervals over so few seeds are wide and assume a normal distribution."
+    ]
     assert Result.from_json(result.to_json()) == result
 
 
 def test_the_work_ahead_is_told_in_pieces_of_the_studies_chosen() -> None:
-    told = Told()
-    run_laboratory(config("constructed", "shift"), progress=told)
-    assert told.total == 6
-    assert [amount for amount, _ in told.said] == [1.0] * 6
-    assert [doing for _, doing in told.said][::3] == ["constructed, seed 1", "shift, seed 1"]
+    progress = Told()
+    run_laboratory(config("constructed", "shift"), progress=progress)
+    assert progress.total == 6
+    assert [amount for amount, _ in progress.said] == [1.0] * 6
+    assert [doing for _, doing in progress.said][::3] == ["constructed, seed 1", "shift, seed 1"]
 
 
 def test_what_two_studies_call_by_one_name_is_kept_apart_and_never_made_twice() -> None:

@@ -34,7 +34,7 @@ def test_tables_fit_in_eighty_columns_without_losing_a_number():
         assert "…" not in text
 
 
-def test_a_claim_stands_with_what_was_expected_and_found():
+def test_a_claim_is_listed_with_the_expected_and_the_measured_value():
     first, *_, permuted = cells(printed(claim_tables(example_laboratory())[0]))
     assert first == [
         "The constructed layer makes the prediction of one step of gradient descent.",
@@ -42,13 +42,13 @@ def test_a_claim_stands_with_what_was_expected_and_found():
         "3.30e-16",
         "holds",
     ]
-    assert permuted[2:] == ["1.40e+09 1.20e+09 to 1.60e+09", "must fail: fails, as it should"]
+    assert permuted[2:] == ["1.40e+09 1.20e+09 to 1.60e+09", "fails, as it must"]
 
 
-def test_what_is_amiss_is_said_in_words():
-    stands = [row[2:] for row in cells(printed(claim_tables(example_laboratory())[1]))]
-    assert [one for _, one in stands] == ["holds", "does not hold", "must fail, but holds", "could not be measured"]
-    assert stands[-1][0] == MISSING
+def test_problems_are_named_in_words():
+    statuses = [row[2:] for row in cells(printed(claim_tables(example_laboratory())[1]))]
+    assert [each for _, each in statuses] == ["holds", "does not hold", "must fail, but holds", "could not be measured"]
+    assert statuses[-1][0] == MISSING
 
 
 def test_a_case_that_must_fail_and_has_no_number_is_not_passed_off_as_failing():

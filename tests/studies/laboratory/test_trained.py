@@ -29,12 +29,12 @@ from dualform.studies.laboratory.trained_measured import (
     TWO,
     NewTasks,
     TrainedMeasurements,
-    beside,
     best_rates,
     between,
     construction,
     counterparts,
     median_rates,
+    prediction_distance,
     tasks_of,
 )
 from dualform.studies.laboratory.trained_view import SCALES, SHARES
@@ -65,18 +65,18 @@ def store() -> MemoryStore:
 
 
 @pytest.fixture(scope="module")
-def told() -> list[tuple[float, str]]:
+def progress() -> list[tuple[float, str]]:
     return []
 
 
 @pytest.fixture(scope="module")
-def found(config: RegressionConfig, store: MemoryStore, told: list[tuple[float, str]]) -> LabStudy:
-    return trained(config, store, lambda amount, doing: told.append((amount, doing)))
+def result(config: RegressionConfig, store: MemoryStore, progress: list[tuple[float, str]]) -> LabStudy:
+    return trained(config, store, lambda amount, doing: progress.append((amount, doing)))
 
 
-def cells_of(found: LabStudy, table: int, row: str) -> list[Any]:
-    (one,) = [one for one in found.tables[table].rows if one.name == row]
-    return one.cells
+def cells_of(result: LabStudy, table: int, row: str) -> list[Any]:
+    (each,) = [each for each in result.tables[table].rows if each.name == row]
+    return each.cells
 
 
 def model_of(store: MemoryStore, place: int) -> InContextTransformer:
@@ -92,10 +92,10 @@ def new_tasks(config: RegressionConfig, seed: int, n: int = 64, purpose: str = "
 
 
 def test_rates_are_the_best_on_tasks_that_nothing_is_measured_on(config: RegressionConfig) -> None:
-    x, y, asked, target = new_tasks(config, 0, 128, "tuning")
-    found = best_rates(tasks_of(config))
-    assert list(found) == list(ANCHORS)
-    assert found[2, True] == best_descent(x, y, asked, target, 2, True)
+    x, y, queries, target = new_tasks(config, 0, 128, "tuning")
+    result = best_rates(tasks_of(config))
+    assert list(result) == list(ANCHORS)
+    assert result[2, True] == best_descent(x, y, queries, target, 2, True)
     assert not torch.equal(x[:64], new_tasks(config, 0)[0])
 
 
@@ -114,40 +114,40 @@ def test_rates_for_the_median_task_are_better_on_it_and_worse_on_average(config:
 
 
 def test_each_architecture_is_a_piece(
-    config: RegressionConfig, found: LabStudy, store: MemoryStore, told: list[tuple[float, str]]
+    config: RegressionConfig, result: LabStudy, store: MemoryStore, progress: list[tuple[float, str]]
 ) -> None:
-    assert told == [(1.0, one.name) for one in ARCHITECTURES]
-    assert store.put_names == [one.name for one in ARCHITECTURES]
-    assert pieces(config) == len(told)
-    assert found.name == "trained"
+    assert progress == [(1.0, each.name) for each in ARCHITECTURES]
+    assert store.put_names == [each.name for each in ARCHITECTURES]
+    assert pieces(config) == len(progress)
+    assert result.name == "trained"
 
 
 def test_losses_are_those_of_the_trained_models_and_of_descent(
-    config: RegressionConfig, found: LabStudy, store: MemoryStore
+    config: RegressionConfig, result: LabStudy, store: MemoryStore
 ) -> None:
     losses, medians, steps, zeros, apart = [], [], [], [], []
     best = best_rates(tasks_of(config))[1, False]
     for place, seed in enumerate(SEEDS):
-        x, y, asked, target = new_tasks(config, seed)
+        x, y, queries, target = new_tasks(config, seed)
         with torch.no_grad():
-            predicted = model_of(store, place).ask(x, y, asked)
+            predicted = model_of(store, place).predict(x, y, queries)
         losses.append(float((predicted - target).square().mean()) / 2)
         medians.append(float((predicted - target).square().mean(1).median()) / 2)
-        steps.append(float((best(x, y, asked) - target).square().mean()) / 2)
+        steps.append(float((best(x, y, queries) - target).square().mean()) / 2)
         zeros.append(float(target.square().mean()) / 2)
-        apart.append(float((predicted - best(x, y, asked)).abs().mean()))
-    row = cells_of(found, 0, ONE.name)
+        apart.append(float((predicted - best(x, y, queries)).abs().mean()))
+    row = cells_of(result, 0, ONE.name)
     assert (row[0], row[2:]) == (over_seeds(losses), [None, None])
     assert row[1] == over_seeds(medians)
-    assert cells_of(found, 0, "GD, 1 step")[0] == over_seeds(steps)
-    assert cells_of(found, 0, "zero")[0] == over_seeds(zeros)
-    row = cells_of(found, 1, "1 layer, and GD, 1 step")
+    assert cells_of(result, 0, "GD, 1 step")[0] == over_seeds(steps)
+    assert cells_of(result, 0, "zero")[0] == over_seeds(zeros)
+    row = cells_of(result, 1, "1 layer, and GD, 1 step")
     assert row[0] == over_seeds(apart)
     assert row[3] == over_seeds([own / step for own, step in zip(losses, steps, strict=True)])
 
 
-def test_every_model_is_compared_with_as_many_steps_as_it_has_layers(found: LabStudy) -> None:
-    assert [row.name for row in found.tables[1].rows] == [
+def test_every_model_is_compared_with_as_many_steps_as_it_has_layers(result: LabStudy) -> None:
+    assert [row.name for row in result.tables[1].rows] == [
         "1 layer, and GD, 1 step",
         "2 layers, recurrent, and GD, 2 steps",
         "2 layers, recurrent, and GD++, 2 steps",
@@ -155,13 +155,13 @@ def test_every_model_is_compared_with_as_many_steps_as_it_has_layers(found: LabS
         "5 layers, and GD++, 5 steps",
         "1 softmax layer, and GD, 1 step",
     ]
-    assert all(len(row.cells) == len(found.tables[1].columns) for row in found.tables[1].rows)
-    assert [construction(one) for one in ARCHITECTURES] == [(1, False), (2, True), (5, True), (1, False)]
-    assert {kind for one in ARCHITECTURES for kind in counterparts(one)} == set(ANCHORS)
+    assert all(len(row.cells) == len(result.tables[1].columns) for row in result.tables[1].rows)
+    assert [construction(each) for each in ARCHITECTURES] == [(1, False), (2, True), (5, True), (1, False)]
+    assert {kind for each in ARCHITECTURES for kind in counterparts(each)} == set(ANCHORS)
 
 
-def test_curves_begin_and_end_where_they_must(found: LabStudy) -> None:
-    loss, cosine, weights, *scales = found.charts
+def test_curves_begin_and_end_where_they_must(result: LabStudy) -> None:
+    loss, cosine, weights, *scales = result.charts
     assert [curve.name for curve in weights.curves] == [
         "1 layer to GD, 1 step",
         "2 layers, recurrent to GD++, 2 steps",
@@ -181,19 +181,19 @@ def test_curves_begin_and_end_where_they_must(found: LabStudy) -> None:
         for curve in chart.curves:
             assert (curve.x[0], curve.x[-1]) == (0.0, 1.0)
             assert len(curve.x) == len(curve.y)
-            assert {one.n for one in curve.y} == {len(SEEDS)}
+            assert {each.n for each in curve.y} == {len(SEEDS)}
 
 
-def test_claims_are_told_with_cases_that_must_fail(found: LabStudy) -> None:
-    says = {claim.says: claim for claim in found.claims}
-    assert len(says) == len(found.claims) == 8
-    assert sum(claim.must_fail for claim in found.claims) == 3
-    own, step, zero = (cells_of(found, 0, name)[0].mean for name in (ONE.name, "GD, 1 step", "zero"))
-    assert found.claims[0].found.mean == pytest.approx((own - step) / (zero - step), rel=0.05)
-    assert found.claims[2].found == cells_of(found, 1, "2 layers, recurrent, and GD++, 2 steps")[3]
-    assert found.claims[1].found == cells_of(found, 1, "1 layer, and GD, 1 step")[1]
-    assert any("0.002 of the usual steps" in note for note in found.notes)
-    assert any("10 dimensions and 10 examples" in note for note in found.notes)
+def test_claims_come_with_cases_that_must_fail(result: LabStudy) -> None:
+    says = {claim.says: claim for claim in result.claims}
+    assert len(says) == len(result.claims) == 8
+    assert sum(claim.must_fail for claim in result.claims) == 3
+    own, step, zero = (cells_of(result, 0, name)[0].mean for name in (ONE.name, "GD, 1 step", "zero"))
+    assert result.claims[0].found.mean == pytest.approx((own - step) / (zero - step), rel=0.05)
+    assert result.claims[2].found == cells_of(result, 1, "2 layers, recurrent, and GD++, 2 steps")[3]
+    assert result.claims[1].found == cells_of(result, 1, "1 layer, and GD, 1 step")[1]
+    assert any("0.002 of the usual steps" in note for note in result.notes)
+    assert any("10 dimensions and 10 examples" in note for note in result.notes)
 
 
 def test_a_claim_must_be_true_of_every_seed_and_what_must_fail_of_none() -> None:
@@ -215,7 +215,7 @@ def test_a_claim_must_be_true_of_every_seed_and_what_must_fail_of_none() -> None
 
 
 def test_an_architecture_that_explodes_is_left_out_and_the_others_go_on(
-    config: RegressionConfig, store: MemoryStore, found: LabStudy, monkeypatch: pytest.MonkeyPatch
+    config: RegressionConfig, store: MemoryStore, result: LabStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = train_together
     kept = MemoryStore()
@@ -232,10 +232,10 @@ def test_an_architecture_that_explodes_is_left_out_and_the_others_go_on(
     (note,) = [note for note in left.notes if note.startswith(f"{TWO.name}: step")]
     assert all(option in note for option in ("--points", "--dimension", "--steps"))
     assert cells_of(left, 0, ONE.name) == cells_of(left, 1, "1 layer, and GD, 1 step") == [None] * 4
-    assert cells_of(left, 0, FIVE.name) == cells_of(found, 0, FIVE.name)
-    assert len(left.claims) == len(found.claims)
-    for before, after in zip(found.claims, left.claims, strict=True):
-        if before.says.startswith((FIVE.name, "A softmax")):
+    assert cells_of(left, 0, FIVE.name) == cells_of(result, 0, FIVE.name)
+    assert len(left.claims) == len(result.claims)
+    for before, after in zip(result.claims, left.claims, strict=True):
+        if before.says.startswith((FIVE.name, "The derivative of a trained softmax")):
             assert after == before
         else:
             assert (after.found.mean, after.found.n, after.holds) == (None, 0, False), after.says
@@ -260,7 +260,7 @@ def test_as_many_examples_as_there_may_be_can_be_trained_on() -> None:
     assert losses[-1] < losses[0]
 
 
-def test_it_goes_on_where_it_was_stopped(config: RegressionConfig, found: LabStudy, store: MemoryStore) -> None:
+def test_it_goes_on_where_it_was_stopped(config: RegressionConfig, result: LabStudy, store: MemoryStore) -> None:
     half = MemoryStore()
 
     def put(piece: Piece) -> None:
@@ -273,20 +273,20 @@ def test_it_goes_on_where_it_was_stopped(config: RegressionConfig, found: LabStu
         with pytest.raises(KeyboardInterrupt):
             trained(config, half)
     assert half.put_names == store.put_names[:2]
-    assert trained(config, half) == found
+    assert trained(config, half) == result
     assert half.put_names == store.put_names
 
 
-def test_a_predictor_beside_itself_is_itself_and_beside_another_is_not(config: RegressionConfig) -> None:
+def test_the_distance_of_a_predictor_to_itself_is_zero_and_to_another_is_not(config: RegressionConfig) -> None:
     new = NewTasks(*new_tasks(config, 1))
-    one, other = Descent(1, 0.5), Descent(3, 0.5)
-    same, different = beside(one, one, new), beside(one, other, new)
+    each, other = Descent(1, 0.5), Descent(3, 0.5)
+    same, different = prediction_distance(each, each, new), prediction_distance(each, other, new)
     assert (same.prediction, same.sensitivity) == (0, 0)
     assert same.cosine == pytest.approx(1)
     assert different.prediction > 0.01
     assert different.cosine < 0.9999
     # Twice the rate is twice the sensitivity in the same direction: each of the three is there for a reason.
-    longer = beside(one, Descent(1, 1.0), new)
+    longer = prediction_distance(each, Descent(1, 1.0), new)
     assert longer.cosine == pytest.approx(1)
     assert longer.sensitivity > 0.01
 
@@ -298,8 +298,8 @@ def paper() -> TrainedMeasurements:
     tasks = tasks_of(config)
     steps = {ONE: 1000, SOFTMAX: 200, TWO: 2, FIVE: 2}
     models = {
-        one: train_together(one.config(10), tasks, self_attention_training(n, learning_rate=one.learning_rate), (1,))
-        for one, n in steps.items()
+        each: train_together(each.config(10), tasks, self_attention_training(n, learning_rate=each.learning_rate), (1,))
+        for each, n in steps.items()
     }
     with pytest.MonkeyPatch.context() as patch:
         # With fewer sequences chance alone moves losses by more than 2 %.
@@ -320,7 +320,7 @@ def test_descent_has_the_losses_of_the_paper(paper: TrainedMeasurements, monkeyp
 
 def test_a_trained_layer_is_a_step_of_descent_and_what_is_none_is_not(paper: TrainedMeasurements) -> None:
     trained_claims = study._claims(paper)
-    claims: list[Claim] = [*trained_claims[:2], trained_claims[-1], *study._failing(paper)]
+    claims: list[Claim] = [*trained_claims[:2], trained_claims[-1], *study._must_fail_claims(paper)]
     assert [claim.must_fail for claim in claims] == [False] * 3 + [True] * 3
     for claim in claims:
         assert claim.holds != claim.must_fail, (claim.says, claim.found)

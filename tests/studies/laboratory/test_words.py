@@ -5,32 +5,31 @@ import pytest
 from dualform.report.numerals import MISSING
 from dualform.studies.laboratory.words import (
     FAILS,
-    FAILS_AS_IT_SHOULD,
+    FAILS_AS_EXPECTED,
     HOLDS,
-    HOLDS_WHERE_IT_MUST_NOT,
+    HOLDS_UNEXPECTEDLY,
     MUST_FAIL_UNMEASURED,
     UNMEASURED,
-    as_it_should,
+    as_expected,
+    count_claims,
     count_sentence,
-    counted,
-    found_text,
+    estimate_text,
     laboratory_verdict,
-    mark,
     number,
     number_interval,
+    status,
 )
 from tests.report.example_laboratory import claim, estimate, example_laboratory, laboratory, study
 from tests.report.example_result import empty_result
 
 
-def test_the_verdict_counts_then_says_what_is_amiss_then_what_each_study_answers():
-    first, *amiss, constructed, trained, layers = laboratory_verdict(example_laboratory())
+def test_the_verdict_has_counts_then_problems_then_the_answer_of_each_study():
+    first, *problems, constructed, trained, layers = laboratory_verdict(example_laboratory())
     assert first == "5 of 7 claims hold, and 2 of 3 cases that must fail do; 1 could not be measured."
-    assert amiss == [
-        "Does not hold (trained): Two recurrent layers reach GD++. Expected at most 0.110, found 0.1312 (0.1270 to "
+    assert problems == [
+        "Does not hold (trained): Two recurrent layers reach GD++. Expected at most 0.110, measured 0.1312 (0.1270 to "
         "0.1354).",
-        "Holds where it must fail (trained): A layer of a wrong rate does so too. Found 0.2073 (0.2063 to 0.2083): "
-        "this run does not tell the case apart.",
+        "Holds, but must fail (trained): A layer of a wrong rate does so too. Measured 0.2073 (0.2063 to 0.2083).",
         "Could not be measured (trained): What has no number. Expected any number.",
     ]
     assert constructed == "Constructed: It is, to rounding; with softmax in its place it is not."
@@ -46,7 +45,7 @@ def test_a_result_without_a_laboratory_has_no_verdict():
 @pytest.mark.parametrize(
     ("claims", "sentence"),
     [
-        ([], "No claim was put to the test."),
+        ([], "No claim was tested."),
         ([claim()], "1 of 1 claim holds."),
         ([claim(holds=False)], "0 of 1 claim holds."),
         ([claim(), claim()], "2 of 2 claims hold."),
@@ -60,7 +59,7 @@ def test_a_result_without_a_laboratory_has_no_verdict():
     ],
 )
 def test_counts_are_sentences_of_their_own(claims, sentence):
-    assert count_sentence(counted(claims)) == sentence
+    assert count_sentence(count_claims(claims)) == sentence
 
 
 @pytest.mark.parametrize(
@@ -68,26 +67,26 @@ def test_counts_are_sentences_of_their_own(claims, sentence):
     [
         (True, False, HOLDS, True),
         (False, False, FAILS, False),
-        (False, True, FAILS_AS_IT_SHOULD, True),
-        (True, True, HOLDS_WHERE_IT_MUST_NOT, False),
+        (False, True, FAILS_AS_EXPECTED, True),
+        (True, True, HOLDS_UNEXPECTEDLY, False),
     ],
 )
-def test_a_case_that_must_fail_is_as_it_should_be_only_when_it_fails(holds, must_fail, words, right):
-    one = claim(holds=holds, must_fail=must_fail)
-    assert (mark(one), as_it_should(one)) == (words, right)
-    assert counted([one]).right == right
+def test_a_case_that_must_fail_is_as_expected_only_when_it_fails(holds, must_fail, words, right):
+    case = claim(holds=holds, must_fail=must_fail)
+    assert (status(case), as_expected(case)) == (words, right)
+    assert count_claims([case]).right == right
 
 
 @pytest.mark.parametrize("mean", [None, math.nan, math.inf])
 @pytest.mark.parametrize("holds", [True, False])
 @pytest.mark.parametrize(("must_fail", "words"), [(False, UNMEASURED), (True, MUST_FAIL_UNMEASURED)])
-def test_without_a_number_a_claim_neither_holds_nor_fails_as_it_should(mean, holds, must_fail, words):
-    one = claim(found=estimate(mean), holds=holds, must_fail=must_fail)
-    assert (mark(one), as_it_should(one)) == (words, False)
-    count = counted([one, claim(), claim(holds=False, must_fail=True)])
+def test_a_claim_without_a_number_neither_holds_nor_fails_as_expected(mean, holds, must_fail, words):
+    case = claim(found=estimate(mean), holds=holds, must_fail=must_fail)
+    assert (status(case), as_expected(case)) == (words, False)
+    count = count_claims([case, claim(), claim(holds=False, must_fail=True)])
     assert (count.hold, count.fail, count.unmeasured, count.right) == (1, 1, 1, False)
     # The same with a number is what it was.
-    assert counted([claim(holds=not must_fail, must_fail=must_fail)]).right
+    assert count_claims([claim(holds=not must_fail, must_fail=must_fail)]).right
 
 
 def test_a_case_that_could_not_be_measured_is_named_in_the_verdict():
@@ -124,15 +123,15 @@ def test_a_case_that_could_not_be_measured_is_named_in_the_verdict():
         (-1.0, "-1.000"),
     ],
 )
-def test_numbers_have_four_digits_and_tell_how_far_from_one_they_are(value, text):
+def test_numbers_have_four_digits_and_those_near_one_their_deviation_from_it(value, text):
     assert number(value) == text
 
 
 def test_an_interval_follows_its_number_where_both_ends_are_known():
-    assert found_text(estimate(0.2071, 0.001)) == "0.2071 (0.2061 to 0.2081)"
-    assert found_text(estimate(0.2071)) == "0.2071"
+    assert estimate_text(estimate(0.2071, 0.001)) == "0.2071 (0.2061 to 0.2081)"
+    assert estimate_text(estimate(0.2071)) == "0.2071"
     assert number_interval((None, 1.0)) == MISSING
 
 
 def test_a_study_without_an_answer_has_no_line_for_it():
-    assert laboratory_verdict(laboratory(study(answer=""))) == ["No claim was put to the test."]
+    assert laboratory_verdict(laboratory(study(answer=""))) == ["No claim was tested."]

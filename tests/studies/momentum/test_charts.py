@@ -75,7 +75,7 @@ def test_without_numbers_there_is_no_chart(name):
 
 def test_etas_lie_on_a_scale_other_arms_by_name_and_linear_attention_apart():
     chart = difference_chart(example_momentum())
-    assert titles(chart) == ["momentum less vanilla", "others less vanilla", "arms less linear"]
+    assert titles(chart) == ["momentum minus vanilla", "others minus vanilla", "arms minus linear"]
     by_eta, by_name, linear = panels_of(chart)
     assert (channel(by_eta, "x")["field"], channel(by_eta, "x")["type"]) == ("eta", "quantitative")
     assert channel(by_name, "x")["sort"] == ["normalised 0.3", "learned 0.3", "convolution"]
@@ -102,16 +102,16 @@ def test_a_difference_without_interval_is_a_dot():
 
 def test_momentum_without_eta_stands_by_name():
     chart = difference_chart(with_arms(arm("vanilla", 0.0), arm("momentum", -0.01)))
-    assert titles(chart) == ["arms less vanilla"]
+    assert titles(chart) == ["arms minus vanilla"]
 
 
 def test_training_is_drawn_as_loss_and_as_difference_without_its_first_tenth():
     chart = training_chart(example_momentum())
     assert titles(chart) == [
         "validation loss, nats a token",
-        "momentum less vanilla",
-        "others less vanilla",
-        "arms less linear",
+        "momentum minus vanilla",
+        "others minus vanilla",
+        "arms minus linear",
     ]
     everything, late = held(chart, "tokens"), held(chart, "difference")
     assert min(row["tokens"] for row in everything) == 262_144
@@ -120,7 +120,7 @@ def test_training_is_drawn_as_loss_and_as_difference_without_its_first_tenth():
     assert last["difference"] == pytest.approx(0.0382, abs=1e-4)
 
 
-def test_an_arm_is_less_its_baseline_only_where_both_were_measured():
+def test_the_baseline_is_subtracted_only_where_both_were_measured():
     vanilla = arm("vanilla", 0.0)
     short = vanilla.model_copy(update={"curve": vanilla.curve[:8]})
     rows = held(training_chart(with_arms(short, arm("momentum", -0.01, eta=0.1))), "difference")
@@ -128,7 +128,7 @@ def test_an_arm_is_less_its_baseline_only_where_both_were_measured():
     assert titles(training_chart(with_arms(arm("momentum", -0.01, eta=0.1)))) == ["validation loss, nats a token"]
 
 
-def test_lengths_stand_in_order_and_arms_beside_one_another():
+def test_lengths_are_in_order_and_arms_side_by_side():
     chart = length_chart(example_momentum())
     for panel in panels_of(chart):
         assert channel(panel, "x")["scale"]["domain"] == ["64", "128", "256"]
@@ -140,8 +140,8 @@ def test_lengths_stand_in_order_and_arms_beside_one_another():
 
 
 def test_a_single_length_needs_no_chart_by_length():
-    one = {"perplexity": {"256": estimate(20.0)}, "difference": {"256": paired(-0.01, 0.001)}}
-    assert length_chart(with_arms(arm("vanilla", 0.0, perplexity=one["perplexity"]))) is None
+    single = {"perplexity": {"256": estimate(20.0)}, "difference": {"256": paired(-0.01, 0.001)}}
+    assert length_chart(with_arms(arm("vanilla", 0.0, perplexity=single["perplexity"]))) is None
 
 
 def test_regression_has_a_log_panel_a_condition_number_and_dashed_exact_predictors():
@@ -155,7 +155,7 @@ def test_regression_has_a_log_panel_a_condition_number_and_dashed_exact_predicto
     assert len({tuple(look[name]) for name, _ in EXACT} | {(1, 0)}) == 4
 
 
-def test_what_has_no_place_on_a_log_scale_is_left_out():
+def test_values_that_cannot_be_drawn_on_a_log_scale_are_left_out():
     bad = curve("vanilla", 1.0, 0.1, None)
     bad = bad.model_copy(update={"loss": [estimate(1.0), estimate(0.0), estimate(0.2, 0.5), estimate(None)]})
     rows = held(regression_chart(example_momentum(momentum=study(regression=regression(curves=[bad])))), "seen")

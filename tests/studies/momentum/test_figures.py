@@ -24,19 +24,21 @@ LOST = arm("momentum", None, eta=0.5)
 def test_a_seed_without_one_task_is_left_out_of_the_mean_over_tasks():
     first, second = paired(0.1, 0.01), paired(0.2, 0.01)
     second = second.model_copy(update={"per_seed": second.per_seed | {"3": None}})
-    found = over_tasks(arm("momentum", 0.0, eta=0.1, tasks=[score("a", 0.5, 0.5, first), score("b", 0.5, 0.5, second)]))
-    assert found is not None
-    assert (found.n, "3" in found.per_seed) == (4, False)
-    assert found.per_seed["1"] == pytest.approx((0.1 + 0.2 - 2 * 0.012) / 2)
+    paired_result = over_tasks(
+        arm("momentum", 0.0, eta=0.1, tasks=[score("a", 0.5, 0.5, first), score("b", 0.5, 0.5, second)])
+    )
+    assert paired_result is not None
+    assert (paired_result.n, "3" in paired_result.per_seed) == (4, False)
+    assert paired_result.per_seed["1"] == pytest.approx((0.1 + 0.2 - 2 * 0.012) / 2)
 
 
 def test_a_difference_seed_by_seed_is_students():
     values = {"1": 0.3, "2": -0.1, "3": 0.25, "4": 0.4}
-    found, test = seedwise(values), ttest_1samp(list(values.values()), 0.0)
-    assert found is not None
-    assert found.mean == pytest.approx(0.2125)
-    assert found.ci95 == pytest.approx(tuple(test.confidence_interval(0.95)))
-    assert found.p == pytest.approx(test.pvalue)
+    paired_result, test = seedwise(values), ttest_1samp(list(values.values()), 0.0)
+    assert paired_result is not None
+    assert paired_result.mean == pytest.approx(0.2125)
+    assert paired_result.ci95 == pytest.approx(tuple(test.confidence_interval(0.95)))
+    assert paired_result.p == pytest.approx(test.pvalue)
     assert seedwise({}) is None
     single, constant = seedwise({"1": 0.3}), seedwise({"1": 0.5, "2": 0.5})
     assert single is not None
@@ -46,17 +48,17 @@ def test_a_difference_seed_by_seed_is_students():
 
 
 def test_arms_with_one_baseline_are_compared_seed_by_seed_and_others_are_not():
-    one, two, base = arm("momentum", -0.01, eta=0.1), arm("convolution", -0.02), arm("vanilla", 0.0)
-    found = between(one, two, "256")
-    assert found is not None
-    first, second = one.difference["256"].per_seed, two.difference["256"].per_seed
-    assert found.per_seed == pytest.approx({seed: (first[seed] or 0) - (second[seed] or 0) for seed in first})
-    assert between(one, base, "256") == one.difference["256"]
-    reverse = between(base, one, "256")
+    momentum, convolution, base = arm("momentum", -0.01, eta=0.1), arm("convolution", -0.02), arm("vanilla", 0.0)
+    paired_result = between(momentum, convolution, "256")
+    assert paired_result is not None
+    first, second = momentum.difference["256"].per_seed, convolution.difference["256"].per_seed
+    assert paired_result.per_seed == pytest.approx({seed: (first[seed] or 0) - (second[seed] or 0) for seed in first})
+    assert between(momentum, base, "256") == momentum.difference["256"]
+    reverse = between(base, momentum, "256")
     assert reverse is not None
     assert reverse.mean == pytest.approx(0.01)
-    assert between(one, arm("heavy-ball", 0.3, eta=0.3), "256") is None
-    assert between(one, LOST, "256") is None
+    assert between(momentum, arm("heavy-ball", 0.3, eta=0.3), "256") is None
+    assert between(momentum, LOST, "256") is None
 
 
 def test_full_length_is_the_trained_one_where_it_was_measured():

@@ -38,7 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def asked(texts: dict[str, Any], model: str) -> MomentumConfig:
+def study_config(texts: dict[str, Any], model: str) -> MomentumConfig:
     return small_momentum(texts, pretrained=(model,), pretrained_etas=(1e-9, 0.3), pretrained_steps=STEPS)
 
 
@@ -48,8 +48,8 @@ def store() -> MemoryStore:
 
 
 @pytest.fixture(scope="module")
-def found(asked: MomentumConfig, model: str, store: MemoryStore) -> list[PretrainedMomentum]:
-    return put_into(asked, model, store)
+def records(study_config: MomentumConfig, model: str, store: MemoryStore) -> list[PretrainedMomentum]:
+    return put_into(study_config, model, store)
 
 
 def digests(folder: str | Path) -> dict[str, str]:
@@ -77,22 +77,24 @@ def perplexity(model: Any, read: list[list[int]]) -> float:
 
 
 def test_perplexity_at_inference_is_that_of_the_model_with_momentum(
-    found: list[PretrainedMomentum], model: str, texts: dict[str, Any]
+    records: list[PretrainedMomentum], model: str, texts: dict[str, Any]
 ) -> None:
     read = windows(model, texts["test"][0])
     lm = load_model(model, device="cpu")
-    assert [one.eta for one in found] == [1e-9, 0.3]
-    assert {one.model for one in found} == {model}
+    assert [record.eta for record in records] == [1e-9, 0.3]
+    assert {record.model for record in records} == {model}
     base = perplexity(lm.model, read)
-    assert found[0].base == found[1].base == pytest.approx(base, rel=1e-5)
-    assert found[0].perplexity == pytest.approx(base, rel=1e-4)
+    assert records[0].base == records[1].base == pytest.approx(base, rel=1e-5)
+    assert records[0].perplexity == pytest.approx(base, rel=1e-4)
     apply_momentum(lm.model, 0.3)
-    assert found[1].perplexity == pytest.approx(perplexity(lm.model, read), rel=1e-5)
-    assert found[1].perplexity != pytest.approx(base, rel=1e-2)
+    assert records[1].perplexity == pytest.approx(perplexity(lm.model, read), rel=1e-5)
+    assert records[1].perplexity != pytest.approx(base, rel=1e-2)
 
 
-def test_a_seeds_finetunes_read_the_same_and_drop_the_same(found: list[PretrainedMomentum], store: MemoryStore) -> None:
-    hardly, much = found
+def test_a_seeds_finetunes_read_the_same_and_drop_the_same(
+    records: list[PretrainedMomentum], store: MemoryStore
+) -> None:
+    hardly, much = records
     assert hardly.difference is not None
     assert much.difference is not None
     # So little momentum changes nothing but digits; with dropout of its own it would.
@@ -102,34 +104,34 @@ def test_a_seeds_finetunes_read_the_same_and_drop_the_same(found: list[Pretraine
     assert hardly.base_tuned is not None
     assert hardly.base_tuned.n == 2
     assert hardly.base_tuned.mean != pytest.approx(hardly.base or 0.0, rel=1e-6)
-    own, beside = (
+    own, without = (
         [store.pieces[f"{much.model}, eta {eta}, finetuned, seed {seed}"].about["loss"] for seed in (1, 2)]
         for eta in (0.3, 0.0)
     )
     assert own[0] != own[1]
-    assert much.difference == paired_difference((1, 2), own, beside)
+    assert much.difference == paired_difference((1, 2), own, without)
     assert much.tuned is not None
     assert much.tuned.mean == pytest.approx(sum(map(math.exp, own)) / 2)
 
 
-def test_without_steps_nothing_is_finetuned(asked: MomentumConfig, model: str, found: Any) -> None:
+def test_without_steps_nothing_is_finetuned(study_config: MomentumConfig, model: str, records: Any) -> None:
     without = put_into(
-        asked.model_copy(update={"pretrained_steps": 0, "pretrained_etas": (0.3,)}), model, NoPieceStore()
+        study_config.model_copy(update={"pretrained_steps": 0, "pretrained_etas": (0.3,)}), model, NoPieceStore()
     )
-    (one,) = without
-    assert (one.tuned, one.base_tuned, one.difference) == (None, None, None)
-    assert (one.perplexity, one.base) == (found[1].perplexity, found[1].base)
+    (record,) = without
+    assert (record.tuned, record.base_tuned, record.difference) == (None, None, None)
+    assert (record.perplexity, record.base) == (records[1].perplexity, records[1].base)
 
 
-def test_the_models_files_and_the_global_random_state_are_left_alone(asked: MomentumConfig, model: str) -> None:
+def test_the_models_files_and_the_global_random_state_are_left_alone(study_config: MomentumConfig, model: str) -> None:
     before, state = digests(model), torch.get_rng_state()
-    put_into(asked.model_copy(update={"seeds": (1,), "pretrained_etas": (0.3,)}), model, NoPieceStore())
+    put_into(study_config.model_copy(update={"seeds": (1,), "pretrained_etas": (0.3,)}), model, NoPieceStore())
     assert digests(model) == before
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_it_goes_on_where_it_was_stopped(
-    asked: MomentumConfig, model: str, found: list[PretrainedMomentum], store: MemoryStore
+    study_config: MomentumConfig, model: str, records: list[PretrainedMomentum], store: MemoryStore
 ) -> None:
     half = MemoryStore()
 
@@ -141,10 +143,10 @@ def test_it_goes_on_where_it_was_stopped(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(half, "put", put)
         with pytest.raises(KeyboardInterrupt):
-            put_into(asked, model, half)
+            put_into(study_config, model, half)
     assert half.put_names == store.put_names[:4]
     steps: list[float] = []
-    assert put_into(asked, model, half, lambda amount, doing: steps.append(amount)) == found
+    assert put_into(study_config, model, half, lambda amount, doing: steps.append(amount)) == records
     assert half.put_names == store.put_names
     assert sum(steps) == (1 + 2) * 2 * STEPS
 
@@ -210,17 +212,17 @@ def saved_with_momentum(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("what", "kind", "words"),
     [
-        ("test", TaskError, "few.txt holds 6 tokens of"),
-        ("corpus", TaskError, f"and {LENGTH - 1} are needed. Give more text"),
+        ("test", TaskError, "few.txt has 6 tokens of"),
+        ("corpus", TaskError, f"at least {LENGTH - 1} are needed. Give more text"),
         ("momentum", ConfigError, "was saved with momentum: name a model that was trained without"),
     ],
 )
 def test_what_cannot_be_used_is_told(
-    what: str, kind: type[DualformError], words: str, asked: MomentumConfig, model: str, tmp_path: Path
+    what: str, kind: type[DualformError], words: str, study_config: MomentumConfig, model: str, tmp_path: Path
 ) -> None:
     name = saved_with_momentum(tmp_path) if what == "momentum" else model
     changes = {} if what == "momentum" else {what: few(tmp_path)}
-    with pytest.raises(kind) as told:
-        require_usable(asked.model_copy(update=changes), name)
-    assert words in str(told.value)
-    require_usable(asked, model)
+    with pytest.raises(kind) as error:
+        require_usable(study_config.model_copy(update=changes), name)
+    assert words in str(error.value)
+    require_usable(study_config, model)

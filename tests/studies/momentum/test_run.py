@@ -62,7 +62,7 @@ def letters(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def asked(texts: dict[str, Any], letters: str) -> MomentumConfig:
+def study_config(texts: dict[str, Any], letters: str) -> MomentumConfig:
     """What `whole` ran."""
     controls = ("convolution", "learned", "heavy-ball", "linear-momentum")
     return small_momentum(texts, controls=controls, tasks=(letters,), k=1, limit=6, test_tokens=TOKENS)
@@ -74,27 +74,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(asked: MomentumConfig, folder: Path) -> MomentumStudy:
+def whole(study_config: MomentumConfig, folder: Path) -> MomentumStudy:
     """One study that many tests read."""
-    return compare_momentum(asked, folder)
+    return compare_momentum(study_config, folder)
 
 
 def runs_in(folder: Path, name: str) -> Path:
     """Where a run's checkpoints and losses are."""
-    (found,) = folder.glob(f"training-*/{name.replace(' ', '-')}")
-    return found
+    (result,) = folder.glob(f"training-*/{name.replace(' ', '-')}")
+    return result
 
 
 def losses_of(folder: Path, arm: str, seed: int) -> tuple[LossRecord, ...]:
     return read_losses(runs_in(folder, f"{arm}-seed-{seed}") / "losses.jsonl")
 
 
-def on_disk(asked: MomentumConfig, folder: Path, name: str, seed: int) -> Any:
+def on_disk(study_config: MomentumConfig, folder: Path, name: str, seed: int) -> Any:
     """A trained model, from its last checkpoint."""
     checkpoint = runs_in(folder, f"{name}-seed-{seed}") / f"checkpoint-{STEPS}"
     if name in ("convolution", "heavy-ball 0.3"):
         # Configs do not tell of these.
-        model = asked.recipe_of(seed).build()
+        model = study_config.recipe_of(seed).build()
         if name == "convolution":
             apply_convolution(model)
         else:
@@ -112,18 +112,18 @@ def test_arms_of_a_seed_begin_alike_and_read_the_same(texts: dict[str, Any], tmp
     for seed in (1, 2):
         vanilla, hardly = (losses_of(tmp_path, name, seed) for name in ("vanilla", "momentum 1e-09"))
         assert len(vanilla) == STEPS
-        for one, other in zip(vanilla, hardly, strict=True):
+        for each, other in zip(vanilla, hardly, strict=True):
             # So little momentum moves nothing but the last digits, step after step.
-            assert other.loss == pytest.approx(one.loss, rel=1e-4)
-            assert other.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-3)
+            assert other.loss == pytest.approx(each.loss, rel=1e-4)
+            assert other.gradient_norm == pytest.approx(each.gradient_norm, rel=1e-3)
         assert losses_of(tmp_path, "momentum 0.3", seed)[0].loss != pytest.approx(vanilla[0].loss, rel=1e-4)
     first, second = (losses_of(tmp_path, "vanilla", seed)[0] for seed in (1, 2))
     assert first.loss != pytest.approx(second.loss, rel=1e-4)
 
 
 def test_arms_are_vanilla_the_etas_and_the_controls_each_behind_its_baseline(whole: MomentumStudy) -> None:
-    found = [(one.name, one.kind, one.eta, one.baseline) for one in report_of(whole).arms]
-    assert found == [
+    result = [(each.name, each.kind, each.eta, each.baseline) for each in report_of(whole).arms]
+    assert result == [
         ("vanilla", "vanilla", None, None),
         ("momentum 0.3", "momentum", 0.3, "vanilla"),
         ("convolution", "convolution", None, "vanilla"),
@@ -134,7 +134,7 @@ def test_arms_are_vanilla_the_etas_and_the_controls_each_behind_its_baseline(who
     ]
     layers, heads, d_head, taps = 2, 4, 16, 3
     vanilla = arm(whole, "vanilla").parameters
-    more = {one.name: one.parameters - vanilla for one in report_of(whole).arms}
+    more = {each.name: each.parameters - vanilla for each in report_of(whole).arms}
     assert more == dict.fromkeys(more, 0) | {
         "convolution": layers * heads * d_head * taps,
         "learned 0.3": layers * heads,
@@ -151,51 +151,55 @@ def test_etas_that_differ_in_a_late_digit_are_two_arms() -> None:
 
 @pytest.mark.parametrize("name", ["vanilla", "momentum 0.3", "learned 0.3", "convolution", "heavy-ball 0.3"])
 def test_perplexities_are_those_of_the_models_on_disk(
-    name: str, whole: MomentumStudy, asked: MomentumConfig, folder: Path
+    name: str, whole: MomentumStudy, study_config: MomentumConfig, folder: Path
 ) -> None:
-    models = [on_disk(asked, folder, name, seed) for seed in (1, 2)]
+    models = [on_disk(study_config, folder, name, seed) for seed in (1, 2)]
     assert (momentum_of(models[0]) is not None) == (name in ("momentum 0.3", "learned 0.3"))
     assert list(arm(whole, name).perplexity) == ["4", "8", "16"]
-    for length, found in arm(whole, name).perplexity.items():
-        losses = [loss_by_hand(one, folder / "corpus" / "test.bin", int(length), TOKENS) for one in models]
+    for length, result in arm(whole, name).perplexity.items():
+        losses = [loss_by_hand(each, folder / "corpus" / "test.bin", int(length), TOKENS) for each in models]
         expected = over_seeds([math.exp(loss) for loss in losses])
-        assert found.mean == pytest.approx(expected.mean, rel=1e-5)
-        assert found.ci95 == pytest.approx(expected.ci95, rel=1e-2)
-        assert found.n == 2
+        assert result.mean == pytest.approx(expected.mean, rel=1e-5)
+        assert result.ci95 == pytest.approx(expected.ci95, rel=1e-2)
+        assert result.n == 2
     # Trained: better than guessing among all tokens.
     assert (arm(whole, name).perplexity["16"].mean or math.inf) < 0.5 * RECIPE["vocab_size"]
 
 
 def test_differences_are_those_of_losses_seed_by_seed(whole: MomentumStudy) -> None:
-    for one in report_of(whole).arms:
-        if one.baseline is None:
-            assert one.difference == {}
+    for each in report_of(whole).arms:
+        if each.baseline is None:
+            assert each.difference == {}
             continue
-        base = arm(whole, one.baseline)
-        for length, found in one.difference.items():
-            own, beside = (
+        base = arm(whole, each.baseline)
+        for length, result in each.difference.items():
+            own, baseline = (
                 [run.about["losses"][length] for (each, _), run in whole.runs.items() if each.name == name]
-                for name in (one.name, base.name)
+                for name in (each.name, base.name)
             )
-            assert found == paired_difference((1, 2), own, beside)
+            assert result == paired_difference((1, 2), own, baseline)
             low, high = stats.t.interval(
-                0.95, 1, loc=found.mean, scale=stats.sem([a - b for a, b in zip(own, beside, strict=True)])
+                0.95, 1, loc=result.mean, scale=stats.sem([a - b for a, b in zip(own, baseline, strict=True)])
             )
-            assert found.ci95 == pytest.approx((low, high))
-            assert found.p == pytest.approx(stats.ttest_rel(own, beside).pvalue)
-            assert found.p_signs in (0.5, 1.0)
+            assert result.ci95 == pytest.approx((low, high))
+            assert result.p == pytest.approx(stats.ttest_rel(own, baseline).pvalue)
+            assert result.p_signs in (0.5, 1.0)
 
 
 def test_the_curve_is_the_mean_validation_loss(whole: MomentumStudy, folder: Path) -> None:
-    for one in report_of(whole).arms:
-        records = [losses_of(folder, one.name, seed) for seed in (1, 2)]
+    for each in report_of(whole).arms:
+        records = [losses_of(folder, each.name, seed) for seed in (1, 2)]
         points = [(two[0].tokens, [each.validation for each in two]) for two in zip(*records, strict=True)]
         expected = [(tokens, sum(both) / 2) for tokens, both in points if None not in both]
-        assert [(point.tokens, point.loss) for point in one.curve] == [(n, pytest.approx(loss)) for n, loss in expected]
+        assert [(point.tokens, point.loss) for point in each.curve] == [
+            (n, pytest.approx(loss)) for n, loss in expected
+        ]
         assert [n for n, _ in expected] == [128 * 3, 128 * 6]
 
 
-def test_a_learned_eta_is_told_for_each_layer(whole: MomentumStudy, asked: MomentumConfig, folder: Path) -> None:
+def test_a_learned_eta_is_reported_for_each_layer(
+    whole: MomentumStudy, study_config: MomentumConfig, folder: Path
+) -> None:
     by_seed = []
     for seed in (1, 2):
         state = load_file(runs_in(folder, f"learned 0.3-seed-{seed}") / f"checkpoint-{STEPS}" / "model.safetensors")
@@ -208,9 +212,9 @@ def test_a_learned_eta_is_told_for_each_layer(whole: MomentumStudy, asked: Momen
 
 
 def test_steps_are_timed_against_the_baselines(whole: MomentumStudy) -> None:
-    for one in report_of(whole).arms:
-        assert (one.step_ratio is None) == (one.baseline is None)
-        assert one.step_ratio is None or 0.2 < one.step_ratio < 20
+    for each in report_of(whole).arms:
+        assert (each.step_ratio is None) == (each.baseline is None)
+        assert each.step_ratio is None or 0.2 < each.step_ratio < 20
 
 
 # Tasks.
@@ -218,7 +222,7 @@ def test_steps_are_timed_against_the_baselines(whole: MomentumStudy) -> None:
 
 @pytest.mark.parametrize("name", ["vanilla", "momentum 0.3"])
 def test_tasks_are_asked_in_context(
-    name: str, whole: MomentumStudy, asked: MomentumConfig, folder: Path, letters: str
+    name: str, whole: MomentumStudy, study_config: MomentumConfig, folder: Path, letters: str
 ) -> None:
     task = load_task(letters)
     rights = []
@@ -226,17 +230,19 @@ def test_tasks_are_asked_in_context(
         checkpoint = runs_in(folder, f"{name}-seed-{seed}") / f"checkpoint-{STEPS}"
         lm = load_model(str(checkpoint), device="cpu")
         encoder = Encoder(lm, task)
-        shown = encoder.demonstrations(draw_demonstrations(task, 1, seed, balanced=True)).prefix
-        assert len(shown) > 1
+        prefix = encoder.demonstrations(draw_demonstrations(task, 1, seed, balanced=True)).prefix
+        assert len(prefix) > 1
         (run,) = [run for (each, of), run in whole.runs.items() if (each.name, of) == (name, seed)]
-        rows = [row for row in momentum_table(asked, whole.runs, whole.tasks).to_pylist() if row["task"] is not None]
+        rows = [
+            row for row in momentum_table(study_config, whole.runs, whole.tasks).to_pylist() if row["task"] is not None
+        ]
         examples = {example.row: example for example in task.split(task.report_split)}
         queries = [row for row in rows if (row["arm"], row["seed"]) == (name, seed)]
         assert len(queries) == 6
         right = []
         for row, answers in zip(queries, run.answers[letters], strict=True):
             query = encoder.query(examples[row["query"]])
-            expected = naive_scores(lm.model, shown, query).double()
+            expected = naive_scores(lm.model, prefix, query).double()
             torch.testing.assert_close(answers, expected, atol=1e-5, rtol=1e-5)
             assert row["prediction"] == int(answers.argmax())
             assert row["label"] == examples[row["query"]].label
@@ -254,16 +260,16 @@ def test_tasks_are_asked_in_context(
         assert score.difference.mean == pytest.approx((score.accuracy.mean or 0) - (base.accuracy.mean or 0))
 
 
-def test_chance_is_the_most_frequent_answer(whole: MomentumStudy, asked: MomentumConfig) -> None:
+def test_chance_is_the_most_frequent_answer(whole: MomentumStudy, study_config: MomentumConfig) -> None:
     (score,) = arm(whole, "linear").tasks
     (answers,) = [run for (each, seed), run in whole.runs.items() if (each.name, seed) == ("linear", 1)]
-    rows = momentum_table(asked, whole.runs, whole.tasks).to_pylist()
+    rows = momentum_table(study_config, whole.runs, whole.tasks).to_pylist()
     labels = [row["label"] for row in rows if (row["arm"], row["seed"]) == ("linear", 1) and row["task"] is not None]
     assert len(answers.answers[score.task]) == len(labels)
     assert score.chance == max(labels.count(0), labels.count(1)) / len(labels)
 
 
-def test_what_does_not_fit_the_trained_length_is_told(texts: dict[str, Any], letters: str, tmp_path: Path) -> None:
+def test_what_does_not_fit_the_training_length_is_reported(texts: dict[str, Any], letters: str, tmp_path: Path) -> None:
     reviews = str(write_csv(tmp_path / "reviews.csv", "text", "label"))
     config = small_momentum(texts, etas=(), seeds=(1,), tasks=(letters, reviews), k=9, limit=4)
     study = compare_momentum(config, tmp_path / "run")
@@ -271,25 +277,29 @@ def test_what_does_not_fit_the_trained_length_is_told(texts: dict[str, Any], let
     assert score.task == letters
     assert 0 < score.k < 9
     notes = study.result.warnings
-    assert f"{letters}: of 9 demonstrations {score.k} fit the trained length of {LENGTH}." in notes
-    (told,) = [note for note in notes if note.startswith(reviews)]
-    assert f"{reviews} was not asked: a query takes" in told
-    assert told.endswith(f"but the context holds {LENGTH}. Train with a larger length.")
+    assert f"{letters}: {score.k} of 9 demonstrations fit the training length of {LENGTH}." in notes
+    (note,) = [note for note in notes if note.startswith(reviews)]
+    assert f"{reviews} was left out: a query takes" in note
+    assert note.endswith(f"but the context holds {LENGTH}. Train with a larger length.")
     assert "One seed has no interval: train several, with --seeds 1..5." in notes
 
 
-def test_few_seeds_are_told(whole: MomentumStudy) -> None:
-    assert whole.result.warnings == ["2 seeds: Student's intervals over so few are wide, and rest on normality."]
+def test_few_seeds_are_a_warning(whole: MomentumStudy) -> None:
+    assert whole.result.warnings == [
+        "2 seeds: Student's intervals over so few seeds are wide and assume a normal distribution."
+    ]
 
 
 # What is left behind.
 
 
-def test_a_result_follows_its_schema_and_says_where_it_comes_from(whole: MomentumStudy, asked: MomentumConfig) -> None:
+def test_a_result_follows_its_schema_and_says_where_it_comes_from(
+    whole: MomentumStudy, study_config: MomentumConfig
+) -> None:
     result = whole.result
     assert Result.from_json(result.to_json()) == result
     assert result.study == "momentum"
-    assert MomentumConfig(**result.config) == asked
+    assert MomentumConfig(**result.config) == study_config
     assert result.environment["device"] == "cpu"
     assert result.model["recipe"]["length"] == LENGTH
     assert "seed" not in result.model["recipe"]
@@ -297,30 +307,30 @@ def test_a_result_follows_its_schema_and_says_where_it_comes_from(whole: Momentu
     assert momentum_verdict(result)
 
 
-def test_the_table_has_every_loss_and_every_answer(whole: MomentumStudy, asked: MomentumConfig) -> None:
-    rows = momentum_table(asked, whole.runs, whole.tasks).to_pylist()
+def test_the_table_has_every_loss_and_every_answer(whole: MomentumStudy, study_config: MomentumConfig) -> None:
+    rows = momentum_table(study_config, whole.runs, whole.tasks).to_pylist()
     assert len(rows) == 7 * 2 * (3 + 6)
     for row in rows:
         assert (row["length"] is None) == (row["loss"] is None) == (row["query"] is not None)
-    found = [row["loss"] for row in rows if (row["arm"], row["length"]) == ("learned 0.3", 16)]
-    assert arm(whole, "learned 0.3").perplexity["16"].mean == pytest.approx(sum(map(math.exp, found)) / 2)
+    result = [row["loss"] for row in rows if (row["arm"], row["length"]) == ("learned 0.3", 16)]
+    assert arm(whole, "learned 0.3").perplexity["16"].mean == pytest.approx(sum(map(math.exp, result)) / 2)
 
 
 # Interruption.
 
 
 class StopOn:
-    """A bar that breaks off when it is told certain words."""
+    """A bar that breaks off when it receives certain words."""
 
     def __init__(self, words: str) -> None:
         self.words = words
-        self.told: list[str] = []
+        self.messages: list[str] = []
 
     def start(self, total: float) -> None:
         pass
 
     def advance(self, amount: float, doing: str) -> None:
-        self.told.append(doing)
+        self.messages.append(doing)
         if self.words in doing:
             raise PulledPlugError
 
@@ -330,11 +340,11 @@ def uninterrupted(texts: dict[str, Any], letters: str, tmp_path_factory: pytest.
     return compare_momentum(small_momentum(texts, tasks=(letters,), k=1, limit=4), tmp_path_factory.mktemp("run"))
 
 
-def same(one: MomentumStudy, other: MomentumStudy) -> bool:
+def same(first: MomentumStudy, other: MomentumStudy) -> bool:
     """Bit for bit, but for times."""
-    assert numbers(one.result) == numbers(other.result)
-    assert one.runs.keys() == other.runs.keys()
-    for key, run in one.runs.items():
+    assert numbers(first.result) == numbers(other.result)
+    assert first.runs.keys() == other.runs.keys()
+    for key, run in first.runs.items():
         assert all(torch.equal(table, other.runs[key].answers[name]) for name, table in run.answers.items())
     return True
 
@@ -348,11 +358,11 @@ def test_a_study_that_is_stopped_within_a_run_goes_on(
         compare_momentum(config, store.path, pieces=store, progress=StopOn("momentum 0.3, seed 1: step 5/6"))
     (piece,) = store.path.glob("cells-*/*")
     assert piece.name.startswith("vanilla-seed-1")
-    told = StopOn("nothing")
-    study = compare_momentum(config, store.path, pieces=RunFolder(tmp_path / "run", config), progress=told)
-    assert "vanilla, seed 1 was finished earlier" in told.told
+    progress = StopOn("nothing")
+    study = compare_momentum(config, store.path, pieces=RunFolder(tmp_path / "run", config), progress=progress)
+    assert "vanilla, seed 1 was already finished" in progress.messages
     # From the checkpoint before, and not from the beginning.
-    assert "momentum 0.3, seed 1: step 4/6, from the checkpoint" in told.told
+    assert "momentum 0.3, seed 1: step 4/6, from the checkpoint" in progress.messages
     assert same(study, uninterrupted)
 
 
@@ -366,10 +376,10 @@ def test_a_study_that_is_stopped_between_runs_goes_on(
         with pytest.raises(KeyboardInterrupt):
             compare_momentum(config, tmp_path, pieces=kept)
     assert kept.put_names == ["vanilla, seed 1", "momentum 0.3, seed 1", "vanilla, seed 2"]
-    told = StopOn("nothing")
-    study = compare_momentum(config, tmp_path, pieces=kept, progress=told)
+    progress = StopOn("nothing")
+    study = compare_momentum(config, tmp_path, pieces=kept, progress=progress)
     # It had been trained, and only what it answered was lost.
-    assert "momentum 0.3, seed 2: step 6/6, from the checkpoint" in told.told
+    assert "momentum 0.3, seed 2: step 6/6, from the checkpoint" in progress.messages
     assert kept.put_names[3:] == ["momentum 0.3, seed 2", "momentum 0.3, step"]
     assert same(study, uninterrupted)
 
@@ -431,10 +441,10 @@ def test_a_task_that_changes_is_asked_again_and_nothing_is_trained_again(texts: 
     compare_momentum(config, tmp_path / "run", pieces=kept)
     n = len(kept.put_names)
     write_task(tmp_path, words=("a", "i"))
-    told = StopOn("nothing")
-    after = compare_momentum(config, tmp_path / "run", pieces=kept, progress=told)
+    progress = StopOn("nothing")
+    after = compare_momentum(config, tmp_path / "run", pieces=kept, progress=progress)
     assert kept.put_names[n:] == ["vanilla, seed 1", "momentum 0.3, seed 1"]
-    assert [doing for doing in told.told if "step" in doing] == [
+    assert [doing for doing in progress.messages if "step" in doing] == [
         f"{name}, seed 1: step 6/6, from the checkpoint" for name in ("vanilla", "momentum 0.3")
     ]
     fresh = compare_momentum(config, tmp_path / "run", pieces=MemoryStore())
@@ -459,8 +469,11 @@ def test_a_task_that_changes_is_asked_again_and_nothing_is_trained_again(texts: 
         ({"seeds": ()}, "seeds [] must be different numbers from 0"),
         ({"seeds": (1, 1)}, "seeds [1, 1] must be different numbers"),
         ({"recipe": "huge"}, "recipe 'huge' is unknown: give one of tiny, small, 124m, 350m, or a YAML file"),
-        ({"settings": {"seed": 3, "data_seed": 4}}, "settings may not hold data_seed, seed: seeds says what each run"),
-        ({"settings": {"name": "x"}}, "settings ['name'] are no fields of a recipe: model, vocab_size"),
+        (
+            {"settings": {"seed": 3, "data_seed": 4}},
+            "settings may not contain data_seed, seed, which each run takes from seeds",
+        ),
+        ({"settings": {"name": "x"}}, "settings ['name'] are not fields of a recipe: model, vocab_size"),
         ({"settings": {"vocab_size": 100}}, "vocab_size: Input should be greater than or equal to 257 (given 100)"),
         ({"settings": {"batch_tokens": 100}}, "batch_tokens 100 must be a multiple of length 16: 96 or 112"),
         ({"corpus": ()}, "corpus: Tuple should have at least 1 item"),
@@ -471,15 +484,15 @@ def test_a_task_that_changes_is_asked_again_and_nothing_is_trained_again(texts: 
 def test_a_mistake_in_settings_is_told_in_one_message(
     changes: dict[str, Any], words: str, texts: dict[str, Any]
 ) -> None:
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as error:
         small_momentum(texts, **changes)
-    assert words in str(told.value)
+    assert words in str(error.value)
 
 
 def test_all_mistakes_are_told_together(texts: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as error:
         small_momentum(texts, etas=(0.0,), control_eta=2.0, seeds=(1, 1))
-    assert all(words in str(told.value) for words in ("etas [0.0]", "control_eta 2.0", "seeds [1, 1]"))
+    assert all(words in str(error.value) for words in ("etas [0.0]", "control_eta 2.0", "seeds [1, 1]"))
 
 
 def test_zero_of_a_limit_means_none(texts: dict[str, Any]) -> None:
@@ -507,8 +520,8 @@ def short(folder: Path) -> str:
         ({"validation": ("nowhere.txt",)}, ConfigError, "there is no file nowhere.txt"),
         ({"corpus": ("nowhere",)}, ConfigError, "'nowhere' is neither a file (.txt, "),
         ({"corpus": ("nowhere.txt", "neither.txt")}, ConfigError, "there is no file nowhere.txt"),
-        ({"test": "short"}, ConfigError, f"holds no window of {LENGTH} tokens"),
-        ({"validation": "short"}, ConfigError, f"holds no window of {LENGTH} tokens"),
+        ({"test": "short"}, ConfigError, f"has no window of {LENGTH} tokens"),
+        ({"validation": "short"}, ConfigError, f"has no window of {LENGTH} tokens"),
         ({"corpus": "short"}, ConfigError, "is shorter than one batch of 128"),
         ({"tasks": ("nowhere.csv",)}, TaskError, "nowhere.csv"),
         ({"tasks": "letters", "k": 50}, TaskError, "50 demonstrations were asked for"),
@@ -521,9 +534,9 @@ def test_other_mistakes_are_told_before_anything_is_trained(
     own = {"short": (short(tmp_path),), "letters": (letters,)}
     given = {name: own.get(value, value) if isinstance(value, str) else value for name, value in changes.items()}
     kept = MemoryStore()
-    with pytest.raises(kind) as told:
+    with pytest.raises(kind) as error:
         compare_momentum(small_momentum(texts, **given), tmp_path / "run", pieces=kept)
-    assert words in str(told.value)
+    assert words in str(error.value)
     assert kept.pieces == {}
     assert not list((tmp_path / "run").glob("training-*/*/checkpoint-*"))
 
@@ -545,12 +558,12 @@ def test_of_a_data_set_of_the_hub_each_text_is_the_split_of_its_name(
         (tmp_path / "data" / "prose" / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
     where = ("data/prose",)
     config = small_momentum({"corpus": where, "validation": where, "test": where})
-    found = read_texts(config, config.recipe_of(1), tmp_path / "corpus", SilentProgress())
-    assert [one.n_documents for one in (found.train, found.validation, found.test)] == [300, 50, 40]
+    result = read_texts(config, config.recipe_of(1), tmp_path / "corpus", SilentProgress())
+    assert [each.n_documents for each in (result.train, result.validation, result.test)] == [300, 50, 40]
 
 
-def test_settings_come_back_from_json(asked: MomentumConfig) -> None:
-    assert MomentumConfig(**json.loads(asked.model_dump_json())) == asked
+def test_settings_come_back_from_json(study_config: MomentumConfig) -> None:
+    assert MomentumConfig(**json.loads(study_config.model_dump_json())) == study_config
 
 
 def test_training_that_diverges_everywhere_is_a_result_without_numbers(texts: dict[str, Any], tmp_path: Path) -> None:
@@ -559,12 +572,12 @@ def test_training_that_diverges_everywhere_is_a_result_without_numbers(texts: di
     config = small_momentum(texts, seeds=(1, 2), controls=(), settings={"model": model})
     study = compare_momentum(config, tmp_path)
     assert study.result.momentum is not None
-    for found in study.result.momentum.arms:
-        assert found.parameters > 0
-        assert {estimate.n for estimate in found.perplexity.values()} == {0}
-        assert all(estimate.mean is None for estimate in found.perplexity.values())
-    told = [note for note in study.result.warnings if "diverged and is left out: step 1:" in note]
-    assert len(told) == len(config.arms) * len(config.seeds)
+    for result in study.result.momentum.arms:
+        assert result.parameters > 0
+        assert {estimate.n for estimate in result.perplexity.values()} == {0}
+        assert all(estimate.mean is None for estimate in result.perplexity.values())
+    diverged = [note for note in study.result.warnings if "diverged and is left out: step 1:" in note]
+    assert len(diverged) == len(config.arms) * len(config.seeds)
     assert momentum_verdict(study.result)
     assert momentum_table(config, study.runs, study.tasks).num_rows == 0
 
@@ -575,10 +588,10 @@ def test_one_run_that_diverges_is_left_out_and_the_others_stand(
     config = small_momentum(texts, seeds=(1, 2, 3), controls=())
     lost = (config.arms[1], 2)
 
-    def diverging(config: MomentumConfig, one: Arm, seed: int, *rest: Any) -> Any:
-        if (one, seed) == lost:
+    def diverging(config: MomentumConfig, each: Arm, seed: int, *rest: Any) -> Any:
+        if (each, seed) == lost:
             raise TrainingError("step 2: the loss is nan")
-        return train_arm(config, one, seed, *rest)
+        return train_arm(config, each, seed, *rest)
 
     monkeypatch.setattr("dualform.studies.momentum.run.train_arm", diverging)
     study = compare_momentum(config, tmp_path)
@@ -586,5 +599,5 @@ def test_one_run_that_diverges_is_left_out_and_the_others_stand(
     vanilla, other = study.result.momentum.arms[:2]
     assert {estimate.n for estimate in vanilla.perplexity.values()} == {3}
     assert {estimate.n for estimate in other.perplexity.values()} == {2}
-    assert all(set(found.per_seed) == {"1", "3"} for found in other.difference.values())
+    assert all(set(result.per_seed) == {"1", "3"} for result in other.difference.values())
     assert any(f"{lost[0].name}, seed 2 diverged" in note for note in study.result.warnings)

@@ -48,7 +48,7 @@ def test_the_widest_numbers_still_fit():
     text = "".join(printed(table) for table in momentum_tables(result))
     assert max(len(line) for line in text.splitlines()) <= 80
     assert "…" not in text
-    assert all(shown in text for shown in ("-12.3456", "11,111 to 13,580", "1,234,567,890", "12,346"))
+    assert all(in_terminal in text for in_terminal in ("-12.3456", "11,111 to 13,580", "1,234,567,890", "12,346"))
 
 
 def test_another_study_has_no_tables():
@@ -62,12 +62,12 @@ def test_a_study_of_which_nothing_is_known_has_only_the_tables_with_rows():
     assert [str(table.title) for table in momentum_tables(bare)] == ["What it costs"]
 
 
-def test_an_arm_stands_with_its_difference_change_test_and_seeds():
+def test_an_arm_is_listed_with_its_difference_change_test_and_seeds():
     lines = printed(difference_table(example_momentum())).splitlines()
     at = next(number for number, line in enumerate(lines) if line.startswith("│ momentum 0.3"))
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines[at : at + 2]]
     assert rows[0] == ["momentum 0.3", "-0.0081", "-0.81 %", "< 0.001", "5"]
-    assert rows[1][0] == "less vanilla"
+    assert rows[1][0] == "minus vanilla"
     assert all(" to " in cell for cell in rows[1][1:3])
     assert "256 tokens" in str(difference_table(example_momentum()).title)
 
@@ -76,8 +76,8 @@ def test_one_seed_has_neither_interval_nor_test_and_a_failed_arm_has_dashes():
     result = with_arms(arm("vanilla", 0.0), arm("momentum", -0.01, eta=0.1, seeds=1), arm("momentum", None, eta=0.5))
     text = printed(difference_table(result))
     assert " to " not in text
-    [one] = [line for line in text.splitlines() if "momentum 0.1" in line]
-    assert [cell.strip() for cell in one.split("│")[1:-1]] == ["momentum 0.1", "-0.0100", "-1.00 %", MISSING, "1"]
+    [line] = [line for line in text.splitlines() if "momentum 0.1" in line]
+    assert [cell.strip() for cell in line.split("│")[1:-1]] == ["momentum 0.1", "-0.0100", "-1.00 %", MISSING, "1"]
     [failed] = [line for line in text.splitlines() if "momentum 0.5" in line]
     assert [cell.strip() for cell in failed.split("│")[2:-1]] == [MISSING] * 4
 

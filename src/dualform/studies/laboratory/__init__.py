@@ -1,4 +1,4 @@
-"""The laboratory: in-context regression with small models, where theory gives the numbers."""
+"""The laboratory: in-context regression with small models, where theory predicts the numbers."""
 
 from dualform.studies.study import View, lazy, study_in
 

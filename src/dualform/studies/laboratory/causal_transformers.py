@@ -1,4 +1,4 @@
-"""Causal transformers that learn linear regression in context: trained once for all seeds, kept, and read."""
+"""Causal transformers that learn linear regression in context: training for all seeds together, and predictions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,17 +17,17 @@ from dualform.studies.pieces import PieceContent, PieceStore, load_or_make
 
 LARGEST_DIMENSION = 5
 LARGEST_POINTS = 10
-"""Beyond these a transformer that a core trains in a minute has not learned to regress, and nothing could be read."""
+"""Larger sizes are reduced to these, because a transformer that one core trains in a minute would not learn them."""
 BATCH = 32
 LEARNING_RATE = 4e-3
 HEADS = 2
 SEQUENCES = 1024
-"""On which predictors are compared, the same for all transformers; none was trained on them."""
+"""Number of test sequences on which predictors are compared; the same for all transformers."""
 
 
 @dataclass(frozen=True)
 class TransformerShape:
-    """Of a transformer, and the noise that it learned with."""
+    """Shape of a transformer, and the noise of its training tasks."""
 
     layers: int
     width: int
@@ -41,35 +41,35 @@ class TransformerShape:
 
 
 def tasks_of(config: RegressionConfig, noise: float = 0.0) -> RegressionTasks:
-    """Linear functions of normal inputs, of few enough dimensions to be learned in a minute; the last point asks."""
+    """Linear functions of normal inputs, small enough to be learned in a minute; the last point is a query."""
     return RegressionTasks(
         min(config.dimension, LARGEST_DIMENSION), min(config.points, LARGEST_POINTS) + 1, noise=noise
     )
 
 
 def notes_on_size(config: RegressionConfig) -> list[str]:
-    """What of the settings was cut, if anything."""
+    """A note if the dimension or the number of examples was reduced, else nothing."""
     tasks = tasks_of(config)
-    given, taken = (config.dimension, config.points), (tasks.dimension, tasks.points - 1)
-    if given == taken:
+    requested, used = (config.dimension, config.points), (tasks.dimension, tasks.points - 1)
+    if requested == used:
         return []
     return [
-        f"Trained on {taken[0]} dimensions and {taken[1]} examples rather than {given[0]} and {given[1]}: "
-        "small transformers learn to regress on few dimensions in minutes, on more in hours."
+        f"Trained on {used[0]} dimensions and {used[1]} examples instead of {requested[0]} and {requested[1]}: "
+        "small transformers learn regression in few dimensions within minutes, in more within hours."
     ]
 
 
 def trained(
     config: RegressionConfig, store: PieceStore, shape: TransformerShape, tasks: RegressionTasks, steps: int
 ) -> Decoders:
-    """The transformers of a shape, one for each seed: kept from before, or trained now and kept.
+    """Trained transformers of a shape, one for each seed, from the store or trained now.
 
     Args:
-        config: Seeds, and the share of the steps that is taken.
-        store: Keeps them.
+        config: Settings of the laboratory.
+        store: Stores the trained models.
         shape: Layers, width and noise.
-        tasks: What they learn.
-        steps: Steps of a whole training.
+        tasks: Distribution of the training tasks.
+        steps: Steps of a full training.
     """
     decoder = DecoderConfig(tasks.dimension, shape.width, shape.layers, HEADS)
     training = Training(config.scaled(steps), BATCH, LEARNING_RATE, betas=(0.9, 0.98))
@@ -83,37 +83,39 @@ def trained(
     return model.eval().requires_grad_(False)
 
 
-def drawn(tasks: RegressionTasks, n: int | None = None, purpose: Literal["test", "tuning"] = "test") -> Sequences:
-    """`SEQUENCES` or `n` sequences that no transformer was trained on, in float64, the same in every run.
+def draw_sequences(
+    tasks: RegressionTasks, n: int | None = None, purpose: Literal["test", "tuning"] = "test"
+) -> Sequences:
+    """Sequences that no transformer was trained on, in float64, the same in every run.
 
     Args:
-        tasks: What they are drawn from.
-        n: How many.
-        purpose: What results are reported on, or what an exact predictor's rate is chosen on.
+        tasks: Distribution of the sequences.
+        n: Number of sequences; `SEQUENCES` by default.
+        purpose: `test` for reported results, `tuning` to choose the rate of an exact predictor.
     """
     return tasks.draw(n or SEQUENCES, stream(purpose, 0), torch.float64)
 
 
 def predictions(model: Decoders, sequences: Sequences) -> Tensor:
-    """Every seed's predictions at each point from the points before, `(seed, sequence, point)`, in float64."""
+    """Every seed's predictions at each point from the points before it, `(seed, sequence, point)`, in float64."""
     seeds = len(model.seeds)
     x, y = sequences.x.float(), sequences.y.float()
     return torch.cat(
         [
-            # A share at a time: attention over all sequences and seeds at once takes more memory than the rest.
-            model(some.expand(seeds, -1, -1, -1), targets.expand(seeds, -1, -1)).double()
-            for some, targets in zip(x.split(256), y.split(256), strict=True)
+            # In chunks, because attention over all sequences and seeds at once takes most of the memory.
+            model(inputs.expand(seeds, -1, -1, -1), targets.expand(seeds, -1, -1)).double()
+            for inputs, targets in zip(x.split(256), y.split(256), strict=True)
         ],
         dim=1,
     )
 
 
 def distance(own: Tensor, exact: Tensor) -> Tensor:
-    """SPD at each point, `(seed, point)`.
+    """Squared prediction difference (SPD) at each point, `(seed, point)`.
 
     Args:
-        own: `(seed, sequence, point)`.
-        exact: `(sequence, point)`.
+        own: Predictions of the transformers, `(seed, sequence, point)`.
+        exact: Predictions of an exact predictor, `(sequence, point)`.
 
     Source:
         arXiv:2211.15661, section 4.
@@ -122,9 +124,9 @@ def distance(own: Tensor, exact: Tensor) -> Tensor:
 
 
 def best_rate(make: Callable[[float], Predictor], sequences: Sequences) -> Predictor:
-    """The predictor with the rate that is best over all points of these sequences, to 5 %.
+    """The predictor with the best rate over all points of these sequences, to 5 %.
 
-    They should not be those that its loss is then reported on: `drawn(tasks, purpose="tuning")`.
+    Use other sequences than those on which results are reported: `draw_sequences(tasks, purpose="tuning")`.
     """
     rates = torch.logspace(-2, 0.5, 52).tolist()
     return best_of([make(rate) for rate in rates], sequences.x, sequences.y, sequences.clean)

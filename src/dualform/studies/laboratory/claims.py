@@ -1,7 +1,7 @@
-"""When a claim holds: what is asked of every seed, and of an interval.
+"""When a claim holds, given its values by seed or an interval.
 
-A case that must fail is made so that its claim is false. It has failed only where the numbers lie wholly on the other
-side: wide intervals must not be enough for it.
+A case that must fail is constructed so that its claim is false. It counts as failing only if its whole interval is on
+the other side of the bound, so that a wide interval alone is not enough.
 """
 
 import math
@@ -15,15 +15,15 @@ from dualform.studies.seed_statistics import over_seeds
 def claim_in_seeds(
     says: str, expected: str, values: Sequence[float], met: Sequence[bool], *, must_fail: bool = False, source: str = ""
 ) -> Claim:
-    """A claim that must be true in every seed; what must fail may be true in none. Without seeds nothing holds.
+    """A claim that holds if it is true in every seed; a case that must fail holds if it is true in any.
 
     Args:
-        says: The claim.
-        expected: What the values must be.
-        values: By seed.
-        met: By seed, whether it is so.
-        must_fail: Whether the case is made so that the claim is false.
-        source: Where it is from.
+        says: The claim, one sentence.
+        expected: Expected value with its tolerance, in words.
+        values: Measured values, one a seed. Without any the claim does not hold.
+        met: Whether each value is as expected.
+        must_fail: Whether the case is constructed so that the claim is false.
+        source: arXiv id and section, or empty.
     """
     return Claim(
         says=says,
@@ -35,65 +35,68 @@ def claim_in_seeds(
     )
 
 
-def wholly_below(found: Estimate, bound: float) -> bool:
-    """Whether the interval, or the mean where there is none, lies below."""
-    high = found.mean if found.ci95[1] is None else found.ci95[1]
+def wholly_below(estimate: Estimate, bound: float) -> bool:
+    """Whether the interval, or the mean if there is no interval, is below the bound."""
+    high = estimate.mean if estimate.ci95[1] is None else estimate.ci95[1]
     return high is not None and high < bound
 
 
-def wholly_above(found: Estimate, bound: float) -> bool:
-    """Whether the interval, or the mean where there is none, lies above."""
-    low = found.mean if found.ci95[0] is None else found.ci95[0]
+def wholly_above(estimate: Estimate, bound: float) -> bool:
+    """Whether the interval, or the mean if there is no interval, is above the bound."""
+    low = estimate.mean if estimate.ci95[0] is None else estimate.ci95[0]
     return low is not None and low > bound
 
 
-def holds_below(found: Estimate, bound: float, must_fail: bool = False) -> bool:
-    """Whether it is below with its interval; what must fail holds unless a finite interval lies wholly above.
+def holds_below(estimate: Estimate, bound: float, must_fail: bool = False) -> bool:
+    """Whether the whole interval is below the bound; a case that must fail fails only with a finite interval above."""
+    if must_fail:
+        return not (_has_interval(estimate) and wholly_above(estimate, bound))
+    return wholly_below(estimate, bound)
 
-    Were a case that must fail to fail wherever a claim would, wide intervals would be enough for it.
-    """
-    return not (_has_interval(found) and wholly_above(found, bound)) if must_fail else wholly_below(found, bound)
 
-
-def holds_above(found: Estimate, bound: float, must_fail: bool = False) -> bool:
-    """Whether it is above with its interval; what must fail holds unless a finite interval lies wholly below."""
-    return not (_has_interval(found) and wholly_below(found, bound)) if must_fail else wholly_above(found, bound)
+def holds_above(estimate: Estimate, bound: float, must_fail: bool = False) -> bool:
+    """Whether the whole interval is above the bound; a case that must fail fails only with a finite interval below."""
+    if must_fail:
+        return not (_has_interval(estimate) and wholly_below(estimate, bound))
+    return wholly_above(estimate, bound)
 
 
 def holds_within(ratios: Sequence[float], factor: float, must_fail: bool = False) -> bool:
-    """Whether every ratio is 1 but for a factor; what must fail holds if one is, or if their interval is not outside.
+    """Whether every ratio lies between `1 / factor` and `factor`.
+
+    A case that must fail fails only if no ratio does and their interval lies wholly outside.
 
     Args:
-        ratios: By seed, above 0.
+        ratios: One a seed, above 0.
         factor: Above 1.
-        must_fail: Whether the case is made so that the claim is false.
+        must_fail: Whether the case is constructed so that the claim is false.
     """
     near = [1 / factor <= ratio <= factor for ratio in ratios]
     if not must_fail:
         return bool(near) and all(near)
-    found = geometric(ratios)
-    outside = wholly_below(found, 1 / factor) or wholly_above(found, factor)
-    return any(near) or not (_has_interval(found) and outside)
+    estimate = geometric(ratios)
+    outside = wholly_below(estimate, 1 / factor) or wholly_above(estimate, factor)
+    return any(near) or not (_has_interval(estimate) and outside)
 
 
-def _has_interval(found: Estimate) -> bool:
-    return all(end is not None and math.isfinite(end) for end in found.ci95)
+def _has_interval(estimate: Estimate) -> bool:
+    return all(end is not None and math.isfinite(end) for end in estimate.ci95)
 
 
 def geometric(values: Sequence[float]) -> Estimate:
-    """Mean and Student's interval of the logarithms, and back: of strengths and ratios, which double and halve.
+    """Geometric mean with Student's 95 % interval, both computed on logarithms.
 
     Args:
-        values: By seed, above 0.
+        values: One a seed, above 0.
     """
     logs = over_seeds([math.log(value) for value in values])
-    mean, low, high = (None if one is None else math.exp(one) for one in (logs.mean, *logs.ci95))
+    mean, low, high = (None if log is None else math.exp(log) for log in (logs.mean, *logs.ci95))
     return Estimate(mean=mean, ci95=(low, high), n=logs.n)
 
 
-def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
-    """Quotients by seed; none where there is nothing above."""
-    return [a / b for a, b in zip(above, below, strict=True)] if above else []
+def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
+    """Quotients by seed; empty if there are no numerators."""
+    return [a / b for a, b in zip(numerators, denominators, strict=True)] if numerators else []
 
 
 def mean(values: Sequence[float]) -> float:

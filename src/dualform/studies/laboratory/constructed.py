@@ -1,8 +1,8 @@
-"""Do the measures find equal what is equal? The positive control, and a trained toy between it and a language model.
+"""Do the measures score 1 where they must? The positive control, with a trained toy model for comparison.
 
 A constructed layer does one step of gradient descent when it attends to demonstrations, so every measure between "in
-context" and "gradient step" must be 1. Each is then applied to what is not the same: a step of another length, softmax
-in place of linear attention, other labels, noise. Models, learners and measures go through the code that compares
+context" and "gradient step" must be 1. The measures are then applied to pairs that differ: a step of another length,
+softmax instead of linear attention, permuted labels, a random direction. All of this uses the same code that compares
 language models.
 """
 
@@ -48,19 +48,19 @@ from dualform.tasks.demonstrations import Demonstrations, draw_demonstrations
 from dualform.tasks.task import Task
 
 RATE = 1.0
-"""eta of the constructed step: with inputs of covariance 1, what one step does best with many of them."""
+"""eta of the constructed step: the best rate of one step for many inputs with identity covariance."""
 TARGETS = 4
-"""Features of y: more than labels, so that a step has directions in which it can be wrong."""
+"""Dimension of y: larger than the number of labels, so that a step can have the wrong direction."""
 OTHER_RATE = 3.0
-"""How many times too long the wrong step is."""
+"""Length of the wrong step, relative to the right one."""
 RATIOS = (0.1, 0.3, 1.0, 3.0, 10.0)
-"""Steps of these lengths, as parts of the right one, are compared with attention for the chart."""
+"""Lengths of the steps in the chart, relative to the right one."""
 EXACT = 1e-12
-"""What differs by less is equal in float64, after the sums over a context."""
+"""Tolerance for equality in float64, after the sums over a context."""
 
 TOY_DIMENSION, TOY_WORDS, TOY_STEPS = 2, 96, 800
 TOY_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
-"""Of finetuning the toy (SGD, W_K and W_V, label words)."""
+"""Learning rates tried for finetuning the toy (SGD on W_K and W_V, loss on label words)."""
 
 MEASURES = {
     "sim_aou_raw": "SimAOU, raw",
@@ -87,7 +87,7 @@ MEASURES = {
     "accuracy_icl": "accuracy in context",
     "accuracy_ft": "accuracy after the step",
 }
-"""Rows of the table."""
+"""Measure -> name of its row in the table."""
 
 PERFECT = (
     "sim_aou_raw",
@@ -105,7 +105,7 @@ PERFECT = (
     "vocabulary_shared",
     "relaxation",
 )
-"""Measures that are 1 where two settings are the same."""
+"""Measures that are 1 if both sides are the same."""
 
 CASES = {
     "constructed": "the gradient step",
@@ -115,7 +115,7 @@ CASES = {
     "random": "a random direction as long as the step",
 }
 
-_BESIDE = {
+_PAIRS = {
     "constructed": "context and gradient step",
     "rate": f"context and a step {OTHER_RATE:g} times as long",
     "softmax": "softmax over the context and gradient step",
@@ -123,38 +123,38 @@ _BESIDE = {
     "random": "context and a random direction as long as the step",
 }
 
-TELLS: dict[str, tuple[str, ...]] = {
+SENSITIVE: dict[str, tuple[str, ...]] = {
     "rate": ("sim_aou", "vocabulary_shared"),
     "softmax": ("sim_aou_raw", "sim_aou", "relaxation"),
     "labels": ("sim_aou_raw", "sim_aou", "direct_update", "vocabulary_shared"),
     "random": ("sim_aou_raw", "sim_aou", "direct_update", "kendall", "kendall_demo"),
 }
-"""Case -> measures that must not be 1 there."""
+"""Case -> measures that detect it: they must not be 1."""
 
-BLIND: dict[str, tuple[str, ...]] = {
+INSENSITIVE: dict[str, tuple[str, ...]] = {
     "rate": ("sim_aou_raw", "direct_update", "sim_am", "kendall"),
     "softmax": ("direct_update", "sim_am", "kendall"),
     "labels": ("sim_am", "kendall"),
 }
-"""Case -> measures that are 1 there all the same: they do not look at what is wrong."""
+"""Case -> measures that do not detect it: they are 1 all the same."""
 
 _Advance = Callable[[float, str], None]
 
 
 def pieces(config: RegressionConfig) -> int:
-    """How many pieces the study has."""
+    """Number of pieces: two for each seed."""
     return 2 * len(config.seeds)
 
 
 def constructed(
     config: RegressionConfig, store: PieceStore, advance: _Advance = lambda amount, doing: None
 ) -> LabStudy:
-    """Every measure on the constructed layer, on what must not pass for it, and on a trained toy.
+    """Apply every measure to the constructed layer, to the cases that must fail and to a trained toy.
 
     Args:
-        config: Seeds, inputs' dimension, demonstrations, and how long the toy is trained.
-        store: Keeps each finished seed.
-        advance: Called with 1 as each piece is done.
+        config: Settings of the laboratory; `points` is the number of demonstrations.
+        store: Stores the numbers of each seed.
+        advance: Called with 1 after each piece.
     """
     inputs = f"{config.dimension} {config.points} {RATE} {TARGETS} {OTHER_RATE} {RATIOS}"
     toy_inputs = f"{config.points} {TOY_DIMENSION} {TOY_WORDS} {config.scaled(TOY_STEPS)} {TOY_RATES}"
@@ -176,7 +176,7 @@ def constructed(
 def _numbers(
     name: str, inputs: str, store: PieceStore, advance: _Advance, make: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
-    """One seed's numbers, made once."""
+    """The numbers of one seed, from the store or computed now."""
     piece = load_or_make(store, name, inputs, lambda: ({}, make()))
     advance(1.0, name)
     return piece.about
@@ -184,74 +184,74 @@ def _numbers(
 
 @dataclass(frozen=True)
 class PromptedModel:
-    """A model with a task and demonstrations, ready to be read in every way."""
+    """A model with a task and demonstrations."""
 
     lm: LanguageModel
     task: Task
-    chosen: Demonstrations
+    demonstrations: Demonstrations
     encoder: Encoder
     encoded: EncodedDemonstrations
     seed: int
 
     @classmethod
     def of(cls, lm: LanguageModel, task: Task, k: int, seed: int) -> "PromptedModel":
-        """With `k` demonstrations of this seed."""
+        """The model with `k` demonstrations drawn for a seed."""
         encoder = Encoder(lm, task)
-        chosen = draw_demonstrations(task, k, seed)
-        return cls(lm, task, chosen, encoder, encoder.demonstrations(chosen), seed)
+        demonstrations = draw_demonstrations(task, k, seed)
+        return cls(lm, task, demonstrations, encoder, encoder.demonstrations(demonstrations), seed)
 
     @property
     def zsl(self) -> AdaptedModel:
-        """Without demonstrations."""
+        """The model without demonstrations."""
         return ZeroShot(self.encoder.opening).adapt(self.lm, self.encoded)
 
     @property
     def icl(self) -> AdaptedModel:
-        """Behind them."""
+        """The model with the demonstrations in its context."""
         return InContext().adapt(self.lm, self.encoded)
 
     def measures(self, weights: AdaptedModel, *, noise: bool = False) -> dict[str, float]:
-        """Every measure between the model behind its demonstrations and one with changed weights.
+        """Every measure between the model in context and a model with changed weights.
 
         Args:
-            weights: The latter; it is read as zero-shot is.
-            noise: Put a random direction of the same length in its place; answers are then nobody's.
+            weights: Model with changed weights, read without demonstrations.
+            noise: Replace its update by a random direction of the same length; it then has no answers.
 
         Returns:
-            Measure -> mean over heads, layers and queries of the report split; NaN where there is none.
+            Measure -> mean over heads, layers and queries of the report split; NaN where it has no value.
         """
         examples = self.task.split(self.task.report_split)
         queries = [self.encoder.query(example) for example in examples]
         labels = torch.tensor([example.label for example in examples])
         want = recordings_for(self.lm.anatomy, len(self.encoded.sequences))
-        shown = DemonstrationTokens.of(self.encoded, self.lm.device)
+        tokens = DemonstrationTokens.of(self.encoded, self.lm.device)
         zsl, icl = self.zsl, self.icl
-        prompted = PromptedSide.of(icl, shown.content, shown)
-        found: dict[str, list[Tensor]] = {}
-        right: dict[str, list[Tensor]] = {"zsl": [], "icl": [], "ft": []}
+        prompted = PromptedSide.of(icl, tokens.content, tokens)
+        by_query: dict[str, list[Tensor]] = {}
+        correct: dict[str, list[Tensor]] = {"zsl": [], "icl": [], "ft": []}
         for indices in self.lm.groups(queries):
             readings = (
                 zsl.read_group(queries, indices, want.zsl),
                 icl.read_group(queries, indices, want.context),
                 weights.read_group(queries, indices, want.weights),
             )
-            a, b = prompted.side(readings[1]), trained_side(weights, readings[2], readings[0], shown)
+            a, b = prompted.side(readings[1]), trained_side(weights, readings[2], readings[0], tokens)
             if noise:
                 b = random_side(readings[0], b, self.seed)
             group = compute_measures(readings[0], a, b, answers=not noise) | prompted.relaxation(readings[1])
-            outputs = [one.output for one in (readings[0].trace, a.trace, b.trace) if one is not None]
-            if all(one is not None for one in outputs):
-                before, context, step = (one.double() for one in outputs if one is not None)
-                moved = (context - before).norm(dim=-1)
-                group["distance"] = torch.where(moved > 0, (step - context).norm(dim=-1) / moved, torch.nan).cpu()
+            outputs = [trace.output for trace in (readings[0].trace, a.trace, b.trace) if trace is not None]
+            if all(output is not None for output in outputs):
+                before, context, step = (output.double() for output in outputs if output is not None)
+                length = (context - before).norm(dim=-1)
+                group["distance"] = torch.where(length > 0, (step - context).norm(dim=-1) / length, torch.nan).cpu()
             for name, value in group.items():
-                found.setdefault(name, []).append(value)
-            for name, one in zip(right, readings, strict=True):
-                right[name].append(one.predictions.cpu() == labels[list(indices)])
-        answered = {name: torch.cat(parts) for name, parts in right.items()}
-        values = {name: _mean(torch.cat(parts)) for name, parts in found.items()}
-        values |= {f"accuracy_{name}": float(one.double().mean()) for name, one in answered.items()}
-        values["rec2ftp"] = rec2ftp(answered["zsl"], answered["icl"], answered["ft"]).value
+                by_query.setdefault(name, []).append(value)
+            for name, reading in zip(correct, readings, strict=True):
+                correct[name].append(reading.predictions.cpu() == labels[list(indices)])
+        hits = {name: torch.cat(parts) for name, parts in correct.items()}
+        values = {name: _mean(torch.cat(parts)) for name, parts in by_query.items()}
+        values |= {f"accuracy_{name}": float(each.double().mean()) for name, each in hits.items()}
+        values["rec2ftp"] = rec2ftp(hits["zsl"], hits["icl"], hits["ft"]).value
         if noise:
             for name in ("rec2ftp", "accuracy_ft"):
                 values[name] = math.nan
@@ -259,31 +259,32 @@ class PromptedModel:
 
 
 def _mean(values: Tensor) -> float:
-    """Over heads, then layers, then queries, as everywhere."""
+    """Mean over heads, then layers, then queries, ignoring NaN, as in all studies."""
     while values.dim() > 1:
         values = values.nanmean(dim=-1)
     return float(values.nanmean())
 
 
 def _exact(config: RegressionConfig, seed: int) -> dict[str, Any]:
-    """All cases of the constructed layer, for one draw of words, W_0, task and demonstrations."""
+    """All cases of the constructed layer for one seed, which determines words, W_0, task and demonstrations."""
     k = config.points
     world = TokenWorld.draw(config.dimension, max(120, 4 * k), seed)
     layer = ConstructedWeights.draw(world, TARGETS, seed)
     task = world.task(seed, remembering=True)
 
     def setup(softmax: bool) -> PromptedModel:
-        room = 3 * k + config.dimension + 64
-        model = construct(world, layer, rate=RATE, n_demonstrations=k, softmax=softmax, positions=room)
+        positions = 3 * k + config.dimension + 64
+        model = construct(world, layer, rate=RATE, n_demonstrations=k, softmax=softmax, positions=positions)
         return PromptedModel.of(LanguageModel.wrap(model, world.tokenizer(), "constructed"), task, k, seed)
 
     linear, softmax = setup(False), setup(True)
-    # All demonstrations may happen to show one label; then there is only the other to show.
-    permuted = linear.chosen.labelled_otherwise(task, "shuffled") or linear.chosen.relabelled(task, "flipped")
+    # If all demonstrations have the same label, permuting changes nothing, and the labels are flipped instead.
+    drawn = linear.demonstrations
+    permuted = drawn.labelled_otherwise(task, "shuffled") or drawn.relabelled(task, "flipped")
     wrong = linear.encoder.demonstrations(permuted)
 
-    def step(of: PromptedModel, rate: float = RATE, encoded: EncodedDemonstrations | None = None) -> AdaptedModel:
-        return gradient_step(world, layer, of, rate).adapt(of.lm, encoded or of.encoded)
+    def step(model: PromptedModel, rate: float = RATE, encoded: EncodedDemonstrations | None = None) -> AdaptedModel:
+        return gradient_step(world, layer, model, rate).adapt(model.lm, encoded or model.encoded)
 
     right = step(linear)
     cases = {
@@ -306,28 +307,27 @@ def _exact(config: RegressionConfig, seed: int) -> dict[str, Any]:
 
 
 def gradient_step(world: TokenWorld, layer: ConstructedWeights, setup: PromptedModel, rate: float) -> GradientStep:
-    """The learner that takes the step on the demonstrations' own vectors and targets."""
+    """The learner that takes one gradient step on the demonstrations' vectors and targets."""
     model = setup.lm.model
     assert isinstance(model, ConstructedModel)
-    kept = model.kept
+    W_0 = model.embedded_linear
     inputs = world.vectors(torch.arange(len(world.vocabulary)))
-    return GradientStep(setup.encoder.opening, rate, kept.parameter, kept.rows, kept.columns, inputs, layer.readout)
+    return GradientStep(setup.encoder.opening, rate, W_0.parameter, W_0.rows, W_0.columns, inputs, layer.readout)
 
 
 def output_gap(
     world: TokenWorld, layer: ConstructedWeights, setup: PromptedModel, encoded: EncodedDemonstrations, rate: float
 ) -> float:
-    """How far the layer's output in context is from (W_0 + dW) x, dW one step by autograd, without the model.
+    """Largest deviation of the layer's output in context from (W_0 + dW) x, relative to the largest output.
+
+    dW is one gradient step, computed by autograd without the model. The maximum is over queries and features.
 
     Args:
-        world: Its words.
+        world: Words and their vectors.
         layer: W_0 and targets.
-        setup: Whose output.
-        encoded: Demonstrations of the step.
-        rate: Of the step.
-
-    Returns:
-        The largest deviation over queries and features, as a part of the largest output.
+        setup: Model whose output is compared.
+        encoded: Demonstrations on which the step is taken.
+        rate: Rate of the step.
     """
     pairs = torch.tensor([ids[-2:] for ids in encoded.sequences])
     x, y = world.vectors(pairs[:, 0]), layer.readout[pairs[:, 1]]
@@ -351,7 +351,7 @@ def output_gap(
 
 
 def _toy(config: RegressionConfig, seed: int) -> dict[str, Any]:
-    """A toy trained, saved, loaded as any checkpoint is, and compared: ICL with finetuning."""
+    """Measures between ICL and finetuning for a toy model that is trained, saved and loaded like any checkpoint."""
     world = TokenWorld.draw(TOY_DIMENSION, max(TOY_WORDS, 4 * config.points), seed)
     model = train_toy(world, steps=config.scaled(TOY_STEPS), seed=seed, examples=config.points + 2)
     with tempfile.TemporaryDirectory() as folder:
@@ -375,9 +375,9 @@ def _toy(config: RegressionConfig, seed: int) -> dict[str, Any]:
 
 
 def _estimate(values: Sequence[float]) -> Estimate | None:
-    """Over the seeds that have such a number."""
-    there = [value for value in values if math.isfinite(value)]
-    return over_seeds(there) if there else None
+    """Estimate over the seeds with a finite value; None if there is none."""
+    values = [value for value in values if math.isfinite(value)]
+    return over_seeds(values) if values else None
 
 
 def _of_case(exact: Sequence[dict[str, Any]], case: str, measure: str) -> list[float]:
@@ -385,13 +385,12 @@ def _of_case(exact: Sequence[dict[str, Any]], case: str, measure: str) -> list[f
 
 
 def _claims(exact: Sequence[dict[str, Any]]) -> list[Claim]:
-    found = [_gap_claim(exact, case) for case in ("constructed", "rate", "softmax", "labels")]
-    found += [_one_claim(exact, "constructed", measure) for measure in PERFECT]
-    found += [_one_claim(exact, case, measure) for case, measures in BLIND.items() for measure in measures]
-    found += [
-        _one_claim(exact, case, measure, must_fail=True) for case, measures in TELLS.items() for measure in measures
-    ]
-    return found
+    claims = [_gap_claim(exact, case) for case in ("constructed", "rate", "softmax", "labels")]
+    claims += [_measure_claim(exact, "constructed", measure) for measure in PERFECT]
+    claims += [_measure_claim(exact, case, measure) for case, measures in INSENSITIVE.items() for measure in measures]
+    for case, measures in SENSITIVE.items():
+        claims += [_measure_claim(exact, case, measure, must_fail=True) for measure in measures]
+    return claims
 
 
 def _gap_claim(exact: Sequence[dict[str, Any]], case: str) -> Claim:
@@ -412,14 +411,14 @@ def _gap_claim(exact: Sequence[dict[str, Any]], case: str) -> Claim:
     )
 
 
-def _one_claim(exact: Sequence[dict[str, Any]], case: str, measure: str, must_fail: bool = False) -> Claim:
+def _measure_claim(exact: Sequence[dict[str, Any]], case: str, measure: str, must_fail: bool = False) -> Claim:
     values = _of_case(exact, case, measure)
-    blind = case != "constructed" and not must_fail
-    more = " too: it does not look at what is wrong" if blind else ""
+    insensitive = case != "constructed" and not must_fail
+    more = " too: the measure does not detect the difference" if insensitive else ""
     return claim_in_seeds(
-        f"{MEASURES[measure]}: {_BESIDE[case]} score 1{more}.",
+        f"{MEASURES[measure]}: {_PAIRS[case]} score 1{more}.",
         f"1 within {EXACT:g}",
-        # A seed without this number leaves none over all, which neither holds nor fails rightly.
+        # If one seed has no value, the mean is missing, and the claim neither holds nor fails.
         values,
         [abs(value - 1) < EXACT for value in values],
         must_fail=must_fail,
@@ -432,20 +431,20 @@ def _table(exact: Sequence[dict[str, Any]], toys: Sequence[dict[str, Any]]) -> L
         cells = [_estimate(_of_case(exact, case, measure)) for case in CASES]
         rows.append(LabRow(name=name, cells=[*cells, _estimate([toy["measures"][measure] for toy in toys])]))
     return LabTable(
-        title="What the measures say: attention to demonstrations compared with ...",
+        title="Values of the measures: attention to demonstrations compared with ...",
         columns=[*CASES.values(), "a trained toy: finetuning"],
         rows=rows,
-        note="Means over heads, layers and queries, then seeds. SimAM of changes has no value on the constructed "
-        "layer: its scores among a query's own tokens do not change at all, and what does not move has no direction; "
-        "for the same reason SimAM is 1 there whatever the step. A query of the toy is two words, so that centred "
-        "SimAM says only which of them is looked at more. A random direction has no answers.",
+        note="Means over heads, layers and queries, then over seeds. SimAM of changes has no value on the constructed "
+        "layer: the scores among a query's own tokens do not change, so that the change has no direction; for the same "
+        "reason SimAM is 1 there for any step. Queries of the toy have two words, so that centred SimAM shows only "
+        "which word gets more attention. A random direction has no answers.",
     )
 
 
 def _chart(exact: Sequence[dict[str, Any]]) -> LabChart:
-    shown = ("sim_aou_raw", "sim_aou", "direct_update", "vocabulary_shared", "agreement")
+    measures = ("sim_aou_raw", "sim_aou", "direct_update", "vocabulary_shared", "agreement")
     return LabChart(
-        title="Which measures see the length of a step",
+        title="Which measures detect the length of a step",
         x="rate of the step / eta of the layer",
         y="similarity to attention",
         log_x=True,
@@ -455,9 +454,9 @@ def _chart(exact: Sequence[dict[str, Any]]) -> LabChart:
                 x=list(RATIOS),
                 y=[over_seeds([seed["ratios"][number][measure] for seed in exact]) for number in range(len(RATIOS))],
             )
-            for measure in shown
+            for measure in measures
         ],
-        note="At 1 the step is the layer's own.",
+        note="At 1 the step equals that of the layer.",
     )
 
 
@@ -469,10 +468,11 @@ def _answer(exact: Sequence[dict[str, Any]]) -> str:
     worst, gap = max(abs(value - 1) for value in values), max(gaps)
     if worst < EXACT and gap < EXACT:
         return (
-            f"Yes: output and explicit step differ by {gap:.0e} at most, and no measure is further than {worst:.0e} "
-            "from 1. Raw SimAOU, the direct update, SimAM and Kendall's tau are 1 for a step of any length as well."
+            f"Yes: the output differs from the explicit step by at most {gap:.0e}, and every measure is 1 to within "
+            f"{worst:.0e}. Raw SimAOU, the direct update, SimAM and Kendall's tau are also 1 for a step of any other "
+            "length."
         )
-    return f"No: some measure is {worst:.1e} away from 1, or outputs differ by {gap:.1e}."
+    return f"No: the measures deviate from 1 by up to {worst:.1e}, and the outputs by up to {gap:.1e}."
 
 
 def _notes(exact: Sequence[dict[str, Any]]) -> list[str]:
@@ -480,8 +480,8 @@ def _notes(exact: Sequence[dict[str, Any]]) -> list[str]:
     if raw is None or published is None:
         return []
     return [
-        f"A random direction as long as the step scores {published.mean:.2f} in SimAOU as published, {raw.mean:.2f} in "
-        "raw: that both sides leave where they started, outputs brought to length 1, already counts as similarity."
+        f"A random direction as long as the step has a SimAOU of {published.mean:.2f} as published and {raw.mean:.2f} "
+        "raw. The published form normalises outputs before subtracting them, so that any two changes look similar."
     ]
 
 
@@ -489,14 +489,14 @@ def _toy_notes(toys: Sequence[dict[str, Any]]) -> list[str]:
     gain = [toy["measures"]["accuracy_icl"] - toy["measures"]["accuracy_zsl"] for toy in toys]
     rates = sorted({toy["rate"] for toy in toys})
     notes = [
-        "The trained toy is a Llama of two layers, trained on this world alone and loaded from its checkpoint; "
-        "finetuned by SGD on W_K and W_V at rates chosen on words that are not reported "
+        "The trained toy is a Llama with two layers, trained on this task alone and loaded from its checkpoint. It is "
+        "finetuned by SGD on W_K and W_V; the rates were chosen on words outside the report split "
         f"({', '.join(f'{rate:g}' for rate in rates)})."
     ]
     slow = [value for value in gain if value < 0.2]
     if slow:
         notes.append(
-            f"{len(slow)} of {len(gain)} toys have not learned to learn from context: demonstrations add less than 0.2 "
-            "to their accuracy. Train longer (steps)."
+            f"{len(slow)} of {len(gain)} toys have not learned to use their context: demonstrations raise their "
+            "accuracy by less than 0.2. Train longer (--steps)."
         )
     return notes

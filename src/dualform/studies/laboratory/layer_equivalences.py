@@ -1,8 +1,8 @@
-"""Numerical checks that layers which learn at inference compute their formulas: each against a slow, obvious twin.
+"""Numerical checks that layers which learn at inference compute their formulas, each against a slow, direct reference.
 
-Twins are written without the layers' own algebra: the gradient of an inner loss by autograd, a linear system solved at
-every token, an exact predictor of in-context regression. All in float64, at random tokens, and each measured as
-||layer - twin|| / ||twin|| over all outputs.
+References do not share code with the layers: the gradient of an inner loss by autograd, a linear system solved at every
+token, or an exact predictor of in-context regression. All in float64 at random tokens; errors are
+||layer - reference|| / ||reference|| over all outputs.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,15 +21,15 @@ from dualform.studies.laboratory.claims import claim_in_seeds
 from dualform.studies.laboratory.result import Claim
 
 TOLERANCE = 1e-10
-"""Largest relative error that rounding is blamed for: float64 over some tens of tokens stays below 1e-13."""
+"""Largest relative error that can be due to rounding; in float64 over tens of tokens it is below 1e-13."""
 
 _CHUNK, _MINI_BATCH = 5, 4
-"""So few tokens that weights have to be carried over."""
+"""Smaller than the sequences, so that weights are carried over from chunk to chunk."""
 
 
 @dataclass(frozen=True)
 class _Tokens:
-    """What a layer may be given: `(batch, head, pos, d)`, and `(batch, head, pos)` for what each token sets."""
+    """Inputs of a layer: q, k, v `(batch, head, pos, d)`; rate, decay, momentum `(batch, head, pos)`."""
 
     q: Tensor
     k: Tensor
@@ -40,7 +40,7 @@ class _Tokens:
     ridge: Tensor
     norm: tuple[Tensor, Tensor]
     start: Tensor
-    """Weights that a LayerNorm can be taken of, which those of zero are not."""
+    """Initial weights for layers with a LayerNorm, which has no gradient at zero."""
 
 
 @dataclass(frozen=True)
@@ -52,26 +52,26 @@ class _Case:
 
 
 def equivalence_errors(seeds: Sequence[int], tasks: RegressionTasks) -> Tensor:
-    """How far each layer is from its twin, `(case, seed)`.
+    """Relative errors of each layer from its reference, `(case, seed)`.
 
     Args:
-        seeds: Of tokens, weights and examples.
-        tasks: What raw examples (x, y) are like, for layers that read them as they are.
+        seeds: Seeds of tokens, weights and examples.
+        tasks: Distribution of the examples (x, y) for layers that read them as keys and values.
     """
-    drawn = [_drawn(seed, tasks) for seed in seeds]
-    return torch.stack([torch.stack([case.error(*one) for one in drawn]) for case in _CASES])
+    inputs = [_draw(seed, tasks) for seed in seeds]
+    return torch.stack([torch.stack([case.error(*each) for each in inputs]) for case in _CASES])
 
 
 def equivalence_claims(errors: Tensor) -> list[Claim]:
-    """Every equivalence, and the cases in which it must not be found.
+    """Claims of equivalence, and cases that must fail.
 
     Args:
-        errors: Of `equivalence_errors`, `(case, seed)`.
+        errors: Result of `equivalence_errors`, `(case, seed)`.
 
     Returns:
-        Claims with relative errors over seeds. One holds if its error is below `TOLERANCE` in every seed; a case that
-        must fail holds, and has failed to fail, if it is so in any. Where a seed's error is NaN nothing was found: no
-        mean, and then it neither holds nor fails rightly.
+        Claims with relative errors over seeds. A claim holds if its error is below `TOLERANCE` in every seed; a case
+        that must fail holds if it is below in any. If a seed's error is NaN the mean is missing, and the claim neither
+        holds nor fails.
     """
     return [
         claim_in_seeds(
@@ -86,7 +86,7 @@ def equivalence_claims(errors: Tensor) -> list[Claim]:
     ]
 
 
-def _drawn(seed: int, tasks: RegressionTasks) -> tuple[_Tokens, Sequences]:
+def _draw(seed: int, tasks: RegressionTasks) -> tuple[_Tokens, Sequences]:
     generator = stream("equivalences", seed)
 
     def normal(*shape: int) -> Tensor:
@@ -110,16 +110,16 @@ def _drawn(seed: int, tasks: RegressionTasks) -> tuple[_Tokens, Sequences]:
     return tokens, tasks.draw(8, generator, dtype=torch.float64)
 
 
-def _apart(found: Tensor, twin: Tensor) -> Tensor:
-    return (found - twin).norm() / twin.norm()
+def _relative_error(actual: Tensor, expected: Tensor) -> Tensor:
+    return (actual - expected).norm() / expected.norm()
 
 
 def _layer(rule: FastWeightRule, tokens: _Tokens, **options: Any) -> Tensor:
     return fast_weights(rule, tokens.q, tokens.k, tokens.v, chunk=_CHUNK, **options).output
 
 
-def _descended(tokens: _Tokens, update: Callable[[Tensor, int], Tensor], start: Tensor | None = None) -> Tensor:
-    """S_t q_t for S_t = update(S_{t-1}, t), from zero if there is no other start."""
+def _outputs_under(tokens: _Tokens, update: Callable[[Tensor, int], Tensor], start: Tensor | None = None) -> Tensor:
+    """Outputs S_t q_t with S_t = update(S_{t-1}, t), starting from `start` or zero."""
     S = torch.zeros_like(tokens.start) if start is None else start
     outputs = []
     for t in range(tokens.k.shape[2]):
@@ -133,15 +133,15 @@ def _read(S: Tensor, at: Tensor) -> Tensor:
 
 
 def _gradient(loss: Callable[[Tensor], Tensor], S: Tensor) -> Tensor:
-    """Of a loss summed over batch and heads, none of which shares its S."""
+    """Gradient of a loss with respect to S; the loss is summed over batch and heads, each of which has its own S."""
     with torch.enable_grad():
         S = S.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(loss(S).sum(), S)
     return gradient
 
 
-def _at(one: Tensor, t: int) -> Tensor:
-    return one[:, :, t, None, None]
+def _scalars(values: Tensor, t: int) -> Tensor:
+    return values[:, :, t, None, None]
 
 
 def _squared_error(tokens: _Tokens, t: int) -> Callable[[Tensor], Tensor]:
@@ -150,58 +150,58 @@ def _squared_error(tokens: _Tokens, t: int) -> Callable[[Tensor], Tensor]:
 
 def _linear(tokens: _Tokens, _: Sequences) -> Tensor:
     scores = (tokens.q @ tokens.k.mT).tril()
-    return _apart(_layer("linear", tokens), scores @ tokens.v)
+    return _relative_error(_layer("linear", tokens), scores @ tokens.v)
 
 
 def _linear_by_autograd(tokens: _Tokens, _: Sequences) -> Tensor:
     def update(S: Tensor, t: int) -> Tensor:
         loss = lambda S: -(_read(S, tokens.k[:, :, t]) * tokens.v[:, :, t]).sum(-1)  # noqa: E731
-        return S - _at(tokens.rate, t) * _gradient(loss, S)
+        return S - _scalars(tokens.rate, t) * _gradient(loss, S)
 
     layer = _layer("linear", tokens, rate=tokens.rate)
-    return _apart(layer, _descended(tokens, update))
+    return _relative_error(layer, _outputs_under(tokens, update))
 
 
 def _delta(tokens: _Tokens, _: Sequences, factor: float = 1.0) -> Tensor:
     def update(S: Tensor, t: int) -> Tensor:
-        return S - _at(tokens.rate, t) * _gradient(_squared_error(tokens, t), S) / 2
+        return S - _scalars(tokens.rate, t) * _gradient(_squared_error(tokens, t), S) / 2
 
     layer = _layer("delta", tokens, rate=factor * tokens.rate)
-    return _apart(layer, _descended(tokens, update))
+    return _relative_error(layer, _outputs_under(tokens, update))
 
 
 def _gated_delta(tokens: _Tokens, _: Sequences) -> Tensor:
     def update(S: Tensor, t: int) -> Tensor:
-        S = _at(tokens.decay, t) * S
-        return S - _at(tokens.rate, t) * _gradient(_squared_error(tokens, t), S) / 2
+        S = _scalars(tokens.decay, t) * S
+        return S - _scalars(tokens.rate, t) * _gradient(_squared_error(tokens, t), S) / 2
 
     layer = _layer("gated-delta", tokens, rate=tokens.rate, decay=tokens.decay)
-    return _apart(layer, _descended(tokens, update))
+    return _relative_error(layer, _outputs_under(tokens, update))
 
 
 def _longhorn(tokens: _Tokens, _: Sequences) -> Tensor:
     def update(S: Tensor, t: int) -> Tensor:
-        # S_t (I + b k k^T) = S_{t-1} + b v k^T: the gradient is taken where the step arrives, not where it starts.
-        k, v, b = tokens.k[:, :, t], tokens.v[:, :, t], _at(tokens.rate, t)
+        # S_t (I + b k k^T) = S_{t-1} + b v k^T: the gradient is taken at S_t, not at S_{t-1}.
+        k, v, b = tokens.k[:, :, t], tokens.v[:, :, t], _scalars(tokens.rate, t)
         system = torch.eye(k.shape[-1]).to(k) + b * k[..., :, None] * k[..., None, :]
         return torch.linalg.solve(system, S + b * v[..., :, None] * k[..., None, :], left=False)
 
-    # Of any length: unit keys would make the implicit step a constant factor.
+    # Keys of different lengths: with unit keys the implicit step would differ only by a constant factor.
     tokens = _Tokens(**{**vars(tokens), "k": 2 * tokens.k * tokens.decay[..., None]})
     layer = _layer("longhorn", tokens, rate=tokens.rate)
-    return _apart(layer, _descended(tokens, update))
+    return _relative_error(layer, _outputs_under(tokens, update))
 
 
 def _mesa(tokens: _Tokens, _: Sequences) -> Tensor:
     def update(_: Tensor, t: int) -> Tensor:
-        # Least squares with the ridge as d more examples, whose keys are sqrt(ridge) e_i and whose values are 0.
+        # Ridge regression as least squares with d more examples, with keys sqrt(ridge) e_i and values 0.
         k, v = tokens.k[:, :, : t + 1], tokens.v[:, :, : t + 1]
         extra = torch.diag_embed(tokens.ridge.sqrt()).expand(*k.shape[:2], -1, -1)
         A, B = torch.cat([k, extra], 2), F.pad(v, (0, 0, 0, extra.shape[-1]))
         return torch.linalg.lstsq(A, B).solution.mT
 
     layer = _layer("mesa", tokens, ridge=tokens.ridge)
-    return _apart(layer, _descended(tokens, update))
+    return _relative_error(layer, _outputs_under(tokens, update))
 
 
 def _layer_norm(x: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
@@ -219,7 +219,7 @@ def _ttt(tokens: _Tokens, _: Sequences) -> Tensor:
             before = S
         k, v = tokens.k[:, :, t], tokens.v[:, :, t]
         loss = lambda S: (_layer_norm(_read(S, k), tokens.norm) - (v - k)).square().sum(-1) / 2  # noqa: E731
-        return S - _at(tokens.rate, t) * _gradient(loss, before)
+        return S - _scalars(tokens.rate, t) * _gradient(loss, before)
 
     layer = _layer(
         "ttt-linear",
@@ -229,7 +229,7 @@ def _ttt(tokens: _Tokens, _: Sequences) -> Tensor:
         mini_batch=_MINI_BATCH,
         state=FastWeightState("ttt-linear", tokens.start),
     )
-    return _apart(layer, _descended(tokens, update, tokens.start))
+    return _relative_error(layer, _outputs_under(tokens, update, tokens.start))
 
 
 def _titans(tokens: _Tokens, _: Sequences, normed: bool = False) -> Tensor:
@@ -243,10 +243,10 @@ def _titans(tokens: _Tokens, _: Sequences, normed: bool = False) -> Tensor:
         k, v = tokens.k[:, :, t], tokens.v[:, :, t]
         mapped = (lambda M: _layer_norm(_read(M, k), tokens.norm)) if normed else (lambda M: _read(M, k))
         gradient = _gradient(lambda M: (mapped(M) - v).square().sum(-1), before)  # type: ignore[no-untyped-call]
-        velocity = _at(tokens.momentum, t) * velocity - _at(rate, t) * gradient
-        return _at(tokens.decay, t) * M + velocity
+        velocity = _scalars(tokens.momentum, t) * velocity - _scalars(rate, t) * gradient
+        return _scalars(tokens.decay, t) * M + velocity
 
-    # The loss is not halved: half the rate goes as far.
+    # The loss is not halved, so half the rate gives the same step.
     rate = tokens.rate / 2
     layer = _layer(
         "titans",
@@ -258,11 +258,11 @@ def _titans(tokens: _Tokens, _: Sequences, normed: bool = False) -> Tensor:
         mini_batch=_MINI_BATCH,
         state=FastWeightState("titans", tokens.start),
     )
-    return _apart(layer, _descended(tokens, update, tokens.start))
+    return _relative_error(layer, _outputs_under(tokens, update, tokens.start))
 
 
 def _as_regressor(rule: FastWeightRule, examples: Sequences, rate: float = 1.0, ridge: float = 1.0) -> Tensor:
-    """What a layer with k = x, v = y predicts at each point, read by the next point's x: `(sequence, point)`."""
+    """Predictions of a layer with k = x and v = y, read at the next point's x, `(sequence, point)`."""
     x, y = examples.x[:, None], examples.y[:, None, :, None]
     read = fast_weights(rule, x[:, :, 1:], x[:, :, :-1], y[:, :, :-1], rate=rate, ridge=ridge)
     return F.pad(read.output[:, 0, :, 0], (1, 0))
@@ -272,20 +272,22 @@ _SGD_RATE, _STRENGTH = 0.1, 0.7
 
 
 def _sgd(_: _Tokens, examples: Sequences) -> Tensor:
-    return _apart(
+    return _relative_error(
         _as_regressor("delta", examples, rate=_SGD_RATE), by_point(OnePassSGD(_SGD_RATE), examples.x, examples.y)
     )
 
 
 def _sgd_of_permuted(_: _Tokens, examples: Sequences) -> Tensor:
     permuted = Sequences(examples.x, examples.y.roll(1, dims=1), examples.clean, examples.w)
-    return _apart(
+    return _relative_error(
         _as_regressor("delta", permuted, rate=_SGD_RATE), by_point(OnePassSGD(_SGD_RATE), examples.x, examples.y)
     )
 
 
 def _ridge(_: _Tokens, examples: Sequences) -> Tensor:
-    return _apart(_as_regressor("mesa", examples, ridge=_STRENGTH), by_point(Ridge(_STRENGTH), examples.x, examples.y))
+    return _relative_error(
+        _as_regressor("mesa", examples, ridge=_STRENGTH), by_point(Ridge(_STRENGTH), examples.x, examples.y)
+    )
 
 
 def _one_step(examples: Sequences) -> Tensor:
@@ -293,9 +295,9 @@ def _one_step(examples: Sequences) -> Tensor:
 
 
 def _gradient_step(_: _Tokens, examples: Sequences) -> Tensor:
-    # A gradient step on a mean: the sum over examples is divided by their number.
+    # The loss is a mean over examples, so the sum is divided by their number.
     N = torch.arange(examples.y.shape[1], dtype=torch.float64).clamp(min=1)
-    return _apart(_as_regressor("linear", examples) / N, _one_step(examples))
+    return _relative_error(_as_regressor("linear", examples) / N, _one_step(examples))
 
 
 def _softmax_as_gradient_step(_: _Tokens, examples: Sequences) -> Tensor:
@@ -304,8 +306,8 @@ def _softmax_as_gradient_step(_: _Tokens, examples: Sequences) -> Tensor:
     seen = torch.ones(scores.shape[1:], dtype=torch.bool).tril()
     attended = F.pad((scores.masked_fill(~seen, -torch.inf).softmax(-1) @ y[:, :-1, None])[..., 0], (1, 0))
     step = _one_step(examples)
-    # With whatever rate suits it best, the same at all points.
-    return _apart((attended * step).sum() / step.square().sum() * step, attended)
+    # The best rate for the step, the same at all points.
+    return _relative_error((attended * step).sum() / step.square().sum() * step, attended)
 
 
 _CASES = (
@@ -330,12 +332,12 @@ _CASES = (
         "arXiv:2412.06464, section 3",
     ),
     _Case(
-        "Longhorn's update is the implicit step: the gradient of 1/2 b ||S k - v||^2 is taken where it arrives.",
+        "Longhorn's update is the implicit step: the gradient of 1/2 b ||S k - v||^2 is taken at the new weights.",
         _longhorn,
         "arXiv:2407.14207, section 3",
     ),
     _Case(
-        "The mesa layer's weights are ridge regression's at every token.",
+        "The mesa layer's weights are those of ridge regression at every token.",
         _mesa,
         "arXiv:2309.05858",
     ),
@@ -357,26 +359,26 @@ _CASES = (
         "arXiv:2501.00663, section 3.1",
     ),
     _Case(
-        "A delta-rule layer that reads raw examples, k = x and v = y, predicts as one pass of SGD does.",
+        "A delta-rule layer with k = x and v = y makes the predictions of one pass of SGD.",
         _sgd,
         "arXiv:2211.15661, section 4.1; arXiv:2102.11174",
     ),
     _Case(
-        "A mesa layer that reads raw examples predicts as ridge regression does.",
+        "A mesa layer with k = x and v = y makes the predictions of ridge regression.",
         _ridge,
         "arXiv:2309.05858",
     ),
     _Case(
-        "A linear attention layer that reads raw examples, over their number, predicts as one step of gradient descent "
-        "from 0 does.",
+        "A linear attention layer with k = x and v = y, divided by the number of examples, makes the predictions of "
+        "one step of gradient descent from 0.",
         _gradient_step,
         "arXiv:2212.07677, proposition 1",
     ),
     _Case(
-        "A softmax attention layer that reads raw examples predicts as one step of gradient descent from 0 does, at "
-        "the rate that suits it best.",
+        "A softmax attention layer with k = x and v = y makes the predictions of one step of gradient descent from 0 "
+        "at the best rate.",
         _softmax_as_gradient_step,
-        "arXiv:2212.10559v3, equation (11), which takes softmax away first",
+        "arXiv:2212.10559v3, equation (11), which first removes the softmax",
         must_fail=True,
     ),
     _Case(
@@ -386,7 +388,7 @@ _CASES = (
         must_fail=True,
     ),
     _Case(
-        "A delta-rule layer that reads examples with their y permuted predicts as one pass of SGD on the examples.",
+        "A delta-rule layer that reads permuted y makes the predictions of one pass of SGD on the true y.",
         _sgd_of_permuted,
         "",
         must_fail=True,

@@ -1,4 +1,4 @@
-"""Which layer learns best in context, where the task is a linear function: attention, or descent at inference?"""
+"""Which layer learns linear functions best in context: attention, or layers that do gradient descent at inference?"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -32,20 +32,20 @@ from dualform.studies.pieces import PieceContent, PieceStore, load_or_make
 from dualform.studies.seed_statistics import over_seeds, paired_difference
 
 STEPS = 400
-"""Of training, where the config does not stretch them."""
+"""Training steps, before the setting `steps` is applied."""
 
 NOISES = (0.0, 0.5)
-"""Standard deviation of the noise in y, where the function itself has 1: a setting each."""
+"""Standard deviations of the noise in y, in units of the function's; one setting each."""
 
 _BASELINE: Mixer = "softmax"
 
 _WIDTH, _LAYERS, _HEADS, _MLP, _BATCH, _RATE = 32, 2, 2, 64, 32, 5e-3
 
 _TESTED = 2048
-"""Sequences on which errors are measured, the same for all models."""
+"""Number of sequences on which errors are measured, the same for all models."""
 
 _RATES = torch.logspace(-2, 0.5, 26).tolist()
-"""Tried for references with a rate."""
+"""Rates tried for exact predictors that have one."""
 
 _LARGEST_DIMENSION, _POINTS_A_DIMENSION = 5, 3
 
@@ -62,18 +62,18 @@ class _Setting:
 
     @cached_property
     def test(self) -> Sequences:
-        return self._drawn("test")
+        return self._draw("test")
 
     @cached_property
     def tuning(self) -> Sequences:
-        """Others, on which references' rates are chosen."""
-        return self._drawn("tuning")
+        """Sequences on which the rates of exact predictors are chosen."""
+        return self._draw("tuning")
 
-    def _drawn(self, purpose: str) -> Sequences:
+    def _draw(self, purpose: str) -> Sequences:
         return self.tasks.draw(_TESTED, stream(purpose, 0, round(1000 * self.tasks.noise)))
 
     def errors(self, predicted: Tensor) -> Tensor:
-        """Errors of predictions for `test` over the mean square of the function itself, `(point,)`."""
+        """Squared errors of predictions for `test`, divided by the mean square of the clean targets, `(point,)`."""
         return errors_by_point(predicted.double(), self.test.clean.double())
 
     def errors_of(self, predictor: Predictor) -> Tensor:
@@ -81,8 +81,8 @@ class _Setting:
         return self.errors(by_point(predictor, self.test.x.double(), self.test.y.double()))
 
     def best(self, make: Callable[[float], Predictor]) -> Tensor:
-        """Errors at the rate that is best on other sequences, as a model's weights are learned on others."""
-        x, y, clean = (one.double() for one in (self.tuning.x, self.tuning.y, self.tuning.clean))
+        """Errors at the best rate, which is chosen on other sequences, as a model's weights are."""
+        x, y, clean = (tensor.double() for tensor in (self.tuning.x, self.tuning.y, self.tuning.clean))
         return self.errors_of(best_of([make(rate) for rate in _RATES], x, y, clean))
 
 
@@ -92,7 +92,7 @@ class _Runs:
 
     setting: _Setting
     errors: dict[tuple[Mixer, int], Tensor]
-    """By mixer and seed, `(point,)`; none of a training that diverged."""
+    """Errors by mixer and seed, `(point,)`; trainings that diverged are missing."""
     parameters: dict[Mixer, int]
 
     def of(self, mixer: Mixer) -> dict[int, Tensor]:
@@ -100,34 +100,34 @@ class _Runs:
 
 
 def pieces(config: RegressionConfig) -> int:
-    """How many pieces `layers` has: a training each, and the equivalences."""
+    """Number of pieces: one for each training, and one for the equivalences."""
     return len(NOISES) * len(MIXERS) * len(config.seeds) + 1
 
 
 def layers(
     config: RegressionConfig, store: PieceStore, advance: Callable[[float, str], None] = lambda amount, doing: None
 ) -> LabStudy:
-    """Train every mixer on linear tasks, seed by seed, and verify what each is said to compute.
+    """Train every mixer on linear tasks, seed by seed, and verify the formula that each is said to compute.
 
     Args:
-        config: Seeds, dimension (5 at most here), examples (3 a dimension at most here), steps.
-        store: Keeps each finished training.
-        advance: Called as a piece is done, with its name.
+        config: Settings of the laboratory; dimension is reduced to at most 5, points to at most 3 for each dimension.
+        store: Stores each finished training.
+        advance: Called with 1 and a name after each piece.
     """
     notes: list[str] = []
     settings = [_Setting(_tasks(config, noise)) for noise in NOISES]
     claims = _claims(config, settings[0], store)
     advance(1.0, "layers, equivalences")
     runs = [_trained(config, setting, store, advance, notes) for setting in settings]
-    references = {one.setting.name: _references(one.setting) for one in runs}
+    references = {each.setting.name: _references(each.setting) for each in runs}
     return LabStudy(
         name="layers",
-        question="Which layer learns a linear function best from examples in context, and is each what its formula "
-        "says?",
+        question="Which layer learns a linear function best from examples in context, and does each compute its "
+        "formula?",
         answer=_answer(config, runs, references, claims),
         claims=claims,
-        charts=[_chart(one, references[one.setting.name]) for one in runs],
-        tables=[_table(config, one, references[one.setting.name]) for one in runs],
+        charts=[_chart(each, references[each.setting.name]) for each in runs],
+        tables=[_table(config, each, references[each.setting.name]) for each in runs],
         notes=_notes_on_size(config) + notes + _cautions(config),
     )
 
@@ -139,20 +139,19 @@ def _tasks(config: RegressionConfig, noise: float) -> RegressionTasks:
 
 
 def _notes_on_size(config: RegressionConfig) -> list[str]:
-    """What of the settings was cut, if anything."""
+    """A note if the dimension or the number of examples was reduced, else nothing."""
     tasks = _tasks(config, 0.0)
-    given, taken = (config.dimension, config.points), (tasks.dimension, tasks.points - 1)
-    if given == taken:
+    requested, used = (config.dimension, config.points), (tasks.dimension, tasks.points - 1)
+    if requested == used:
         return []
     return [
-        f"Trained on {taken[0]} dimensions and {taken[1]} examples rather than {given[0]} and {given[1]}: "
-        f"{len(MIXERS)} layers, a training each in every setting and seed, learn to regress on few dimensions in "
-        "minutes, on more in hours."
+        f"Trained on {used[0]} dimensions and {used[1]} examples instead of {requested[0]} and {requested[1]}: "
+        f"training {len(MIXERS)} layers in every setting and seed takes minutes in few dimensions, hours in more."
     ]
 
 
 def _claims(config: RegressionConfig, setting: _Setting, store: PieceStore) -> list[Claim]:
-    """Kept as well: what is left is rounding, which no two runs need have in common."""
+    """Claims of equivalence. Their errors are stored, because rounding errors differ from run to run."""
     name, inputs = "layers, equivalences", f"{config.seeds} {setting.tasks}"
     piece = load_or_make(store, name, inputs, lambda: ({"errors": equivalence_errors(config.seeds, setting.tasks)}, {}))
     return equivalence_claims(piece.tensors["errors"])
@@ -195,7 +194,7 @@ def _trained(
 
 
 def _train(config: RegressionConfig, shape: SequenceModelConfig, seed: int, setting: _Setting) -> PieceContent:
-    """Errors of a trained model, or why there are none."""
+    """Errors of a trained model, or the reason why the training failed."""
     parameters = sum(parameter.numel() for parameter in SequenceModel(shape).parameters())
     failed = ""
     errors = torch.full((setting.tasks.points,), math.nan, dtype=torch.float64)
@@ -206,27 +205,27 @@ def _train(config: RegressionConfig, shape: SequenceModelConfig, seed: int, sett
         if not bool(errors.isfinite().all()):
             failed = f"{shape.mixer}: its predictions are not finite."
     except NumericalError as error:
-        # One model without numbers must not keep the others from having theirs.
+        # A failed training must not stop the others.
         failed = str(error)
     return {"errors": errors}, {"failed": failed, "parameters": parameters}
 
 
 def _references(setting: _Setting) -> dict[str, Tensor]:
-    """Exact predictors by name, `(point,)`: what can be known, and what one simple rule makes of it."""
+    """Errors of exact predictors by name, `(point,)`; the Bayes predictor comes first."""
     tasks = setting.tasks
-    found = {"Bayes": setting.errors_of(Bayes(tasks.noise, tasks.weight_deviation))}
+    errors = {"Bayes": setting.errors_of(Bayes(tasks.noise, tasks.weight_deviation))}
     if tasks.noise:
-        found["least squares"] = setting.errors_of(LeastSquares())
+        errors["least squares"] = setting.errors_of(LeastSquares())
     else:
-        # Without noise they are one predictor.
-        found = {"least squares = Bayes": found["Bayes"]}
-    found["one pass of SGD"] = setting.best(OnePassSGD)
-    found["one step of descent"] = setting.best(lambda rate: Descent(1, rate))
-    return found
+        # Without noise both are the same predictor.
+        errors = {"least squares = Bayes": errors["Bayes"]}
+    errors["one pass of SGD"] = setting.best(OnePassSGD)
+    errors["one step of descent"] = setting.best(lambda rate: Descent(1, rate))
+    return errors
 
 
 def _mean(errors: Tensor) -> float:
-    """Over all points but the first, before which nothing was seen."""
+    """Mean over all points but the first, which has no examples before it."""
     return float(errors[1:].mean())
 
 
@@ -239,14 +238,14 @@ def _chart(runs: _Runs, references: dict[str, Tensor]) -> LabChart:
         if own:
             curves.append(seed_curve(mixer, points, torch.stack(own)))
     return LabChart(
-        title=f"Error by examples seen, {runs.setting.name}, d = {tasks.dimension}, N = {tasks.points - 1}",
+        title=f"Error by examples in context, {runs.setting.name}, d = {tasks.dimension}, N = {tasks.points - 1}",
         x="examples in context",
-        y="mean squared error over the function's mean square",
-        # Least squares on noisy examples is worst, by far, where there are as many as dimensions.
+        y="mean squared error / mean square of the function",
+        # With noise, least squares has a very large error where there are as many examples as dimensions.
         log_y=bool(tasks.noise),
         curves=curves,
-        note="Errors are to the function itself, without the noise in the examples. One pass of SGD and one step of "
-        "descent have the rate that suits them best on average over other sequences.",
+        note="Errors are relative to the function itself, without the noise of the examples. One pass of SGD and one "
+        "step of descent use the best rate on average over other sequences.",
     )
 
 
@@ -279,48 +278,51 @@ def _table(config: RegressionConfig, runs: _Runs, references: dict[str, Tensor])
             "parameters",
         ],
         rows=rows,
-        note="Mean squared errors over the function's mean square; exact predictors last.",
+        note="Mean squared errors, divided by the mean square of the function; exact predictors last.",
     )
 
 
 def _difference(config: RegressionConfig, runs: _Runs, mixer: Mixer) -> Estimate | None:
-    """Of mean errors, over the seeds in which both were trained; None for the baseline itself or without such seeds."""
+    """Paired difference of mean errors from the baseline, over seeds with both; None if there are none."""
     own, baseline = runs.of(mixer), runs.of(_BASELINE)
     seeds = [seed for seed in config.seeds if seed in own and seed in baseline]
     if mixer == _BASELINE or not seeds:
         return None
-    found = paired_difference(seeds, [_mean(own[seed]) for seed in seeds], [_mean(baseline[seed]) for seed in seeds])
-    return Estimate(mean=found.mean, ci95=found.ci95, n=found.n)
+    difference = paired_difference(
+        seeds, [_mean(own[seed]) for seed in seeds], [_mean(baseline[seed]) for seed in seeds]
+    )
+    return Estimate(mean=difference.mean, ci95=difference.ci95, n=difference.n)
 
 
 def _answer(
     config: RegressionConfig, runs: Sequence[_Runs], references: dict[str, dict[str, Tensor]], claims: Sequence[Claim]
 ) -> str:
-    sentences = [_ranking(config, one, references[one.setting.name]) for one in runs]
+    sentences = [_ranking(config, each, references[each.setting.name]) for each in runs]
     equal, wrong = ([claim for claim in claims if claim.must_fail == must_fail] for must_fail in (False, True))
     sentences.append(
-        f"{sum(claim.holds for claim in equal)} of {len(equal)} equivalences hold in numbers, and "
-        f"{sum(not claim.holds for claim in wrong)} of {len(wrong)} cases made to fail do fail."
+        f"{sum(claim.holds for claim in equal)} of {len(equal)} equivalences hold numerically, and "
+        f"{sum(not claim.holds for claim in wrong)} of {len(wrong)} cases that must fail do fail."
     )
     return " ".join(sentences)
 
 
 def _ranking(config: RegressionConfig, runs: _Runs, references: dict[str, Tensor]) -> str:
-    where = runs.setting.name[0].upper() + runs.setting.name[1:]
+    setting = runs.setting.name[0].upper() + runs.setting.name[1:]
     means = {mixer: math.fsum(map(_mean, own.values())) / len(own) for mixer in MIXERS if (own := runs.of(mixer))}
     if not means:
-        return f"{where}: no model could be trained."
+        return f"{setting}: no model could be trained."
     best = min(means, key=lambda mixer: means[mixer])
-    beside = f", {_BASELINE} {means[_BASELINE]:.3f}" if _BASELINE in means and best != _BASELINE else ""
+    baseline = f", {_BASELINE} {means[_BASELINE]:.3f}" if _BASELINE in means and best != _BASELINE else ""
     exact, bayes = next(iter(references.items()))
-    found = {mixer: difference for mixer in MIXERS if (difference := _difference(config, runs, mixer)) is not None}
-    below = [mixer for mixer, one in found.items() if one.ci95[1] is not None and one.ci95[1] < 0]
-    above = [mixer for mixer, one in found.items() if one.ci95[0] is not None and one.ci95[0] > 0]
+    intervals = {mixer: each.ci95 for mixer in MIXERS if (each := _difference(config, runs, mixer)) is not None}
+    lower = [mixer for mixer, (_, high) in intervals.items() if high is not None and high < 0]
+    higher = [mixer for mixer, (low, _) in intervals.items() if low is not None and low > 0]
     compared = ""
-    if any(one.ci95[0] is not None for one in found.values()):
-        compared = f" Below {_BASELINE}, seed by seed: {_listed(below)}; above: {_listed(above)}."
+    if any(low is not None for low, _ in intervals.values()):
+        compared = f" Significantly lower than {_BASELINE}: {_listed(lower)}; significantly higher: {_listed(higher)}."
     return (
-        f"{where}, {best} has the least mean error, {means[best]:.3f} ({exact} {_mean(bayes):.3f}{beside}).{compared}"
+        f"{setting}, {best} has the least mean error, {means[best]:.3f} ({exact} {_mean(bayes):.3f}{baseline})."
+        f"{compared}"
     )
 
 
@@ -331,11 +333,11 @@ def _listed(names: Sequence[str]) -> str:
 def _cautions(config: RegressionConfig) -> list[str]:
     notes = [
         f"All models have width {_WIDTH}, {_LAYERS} layers, {_HEADS} heads and an MLP of {_MLP}, and are trained for "
-        f"{config.scaled(STEPS)} steps of {_BATCH} sequences at one learning rate, which was not tuned for any.",
-        "ttt-linear and titans fit through a LayerNorm, whose output has one length whatever y is, and take their "
+        f"{config.scaled(STEPS)} steps of {_BATCH} sequences with the same learning rate, tuned for none of them.",
+        "ttt-linear and titans fit through a LayerNorm, whose output has the same length for any y, and compute their "
         "gradients at the weights before each example; mesa has no decay.",
-        f"Intervals of differences to {_BASELINE} are each for itself, not adjusted for {len(MIXERS) - 1} comparisons.",
+        f"Intervals of differences from {_BASELINE} are not adjusted for {len(MIXERS) - 1} comparisons.",
     ]
     if len(config.seeds) == 1:
-        notes.append("One seed has no interval, so that no layer can be called better.")
+        notes.append("One seed has no interval, so no layer is shown to be better.")
     return notes

@@ -7,22 +7,22 @@ from dualform.report.numerals import count
 from dualform.report.page import Fact, Page, about_line, commands_again, findings, render, run_section
 from dualform.report.phrases import capital
 from dualform.report.section import Figure, Section
-from dualform.studies.laboratory.charts import described, lab_chart, looks, remarks
+from dualform.studies.laboratory.charts import curve_styles, describe_chart, lab_chart, remarks
 from dualform.studies.laboratory.result import LabChart, LaboratoryResult, LabStudy
 from dualform.studies.laboratory.table import claim_table, lab_table, overview_table
-from dualform.studies.laboratory.words import Count, count_sentence, counted, laboratory_verdict
+from dualform.studies.laboratory.words import Count, count_claims, count_sentence, laboratory_verdict
 
 GLOSSARY: tuple[tuple[str, str], ...] = (
-    ("claim", "What theory, or a paper, says must be found here, with the tolerance that was set beforehand."),
+    ("claim", "A statement of theory or of a paper, tested here with a tolerance that was set beforehand."),
     (
         "must fail",
-        "A case made so that the claim is false: a wrong rate, softmax, permuted labels. If it held there too, the "
-        "measure could not tell the claim from its opposite.",
+        "A case constructed so that the claim is false: a wrong rate, softmax, permuted labels. If the claim held here "
+        "too, the measure could not distinguish the claim from its opposite.",
     ),
     (
         "could not be measured",
-        "The number does not exist, in one seed at least: that speaks neither for the claim nor against it, and a case "
-        "that must fail has not failed by it.",
+        "The number is missing in at least one seed. This is no evidence for or against the claim, and a case that "
+        "must fail does not count as failing.",
     ),
     (
         "exact predictor",
@@ -31,48 +31,44 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ),
     (
         "GD, GD++",
-        "Steps of gradient descent on the examples in context; GD++ transforms the inputs between them, which is what "
-        "a second layer can do.",
+        "Steps of gradient descent on the examples in context; GD++ also transforms the inputs between steps, which a "
+        "second layer can do.",
     ),
-    ("OLS, ridge, Bayes", "Least squares; least squares with a penalty on the weights; the best that can be known."),
+    (
+        "OLS, ridge, Bayes",
+        "Least squares; least squares with a penalty on the weights; the Bayes-optimal prediction.",
+    ),
     (
         "SPD, ILWD",
-        "Squared difference of two predictors' predictions, and of the linear weights that their predictions imply; 0 "
-        "where they are the same.",
+        "Squared difference between two predictors' predictions, and between the linear weights that their "
+        "predictions imply; 0 where they are equal.",
     ),
-    ("seed", "Draws initial weights and tasks anew."),
+    ("seed", "Each seed draws new initial weights and new tasks."),
     (
         "95 % interval",
-        "Student's, over seeds. A number without one is exact, or of a single seed. It speaks of other seeds, and not "
-        "of other sizes.",
+        "Student's, over seeds. A number without one is exact or from a single seed. The interval covers other seeds, "
+        "not other sizes of model or task.",
     ),
-    ("n", "Seeds behind a number; 1 for one without chance."),
+    ("n", "Number of seeds; 1 for a number that does not depend on the seed."),
 )
 
 
 def render_regression(result: LaboratoryResult) -> str:
-    """The report of the laboratory as one HTML document, ready to be written as UTF-8.
-
-    Args:
-        result: The result; studies that were not run are left out.
-
-    Returns:
-        The whole page, readable offline and printable.
-    """
+    """The report of the laboratory as one HTML document, to be written as UTF-8; it needs no network."""
     studies = result.laboratory.studies if result.laboratory is not None else []
     ids = _ids(studies)
-    said = laboratory_verdict(result)
+    verdict = laboratory_verdict(result)
     return render(
         Page(
             title="dualform: the laboratory",
             about=about_line(result),
             version=result.dualform,
-            answer=said[0] if said else "This result holds no study of the laboratory.",
+            answer=verdict[0] if verdict else "This result holds no study of the laboratory.",
             warnings=result.warnings,
-            facts=_facts(result, counted(claim for study in studies for claim in study.claims)) if studies else [],
+            facts=_facts(result, count_claims(claim for study in studies for claim in study.claims)) if studies else [],
             sections=[
                 Section("overview", "The studies", tables=[overview_table(result, ids)], detail=False),
-                findings(said),
+                findings(verdict),
                 *(_section(name, study) for name, study in zip(ids, studies, strict=True)),
                 run_section(result, commands_again(result)),
             ],
@@ -82,7 +78,7 @@ def render_regression(result: LaboratoryResult) -> str:
 
 
 def _ids(studies: Sequence[LabStudy]) -> list[str]:
-    """A name for each study that may stand in a link: its own where that is a plain word of its own."""
+    """An anchor for each study: its name where that is a unique plain word, else `study-1`, `study-2`, ..."""
     plain = [study.name if re.fullmatch(r"[a-z]+", study.name) else "" for study in studies]
     return [
         name if name and plain.count(name) == 1 and name not in TAKEN else f"study-{place}"
@@ -93,7 +89,7 @@ def _ids(studies: Sequence[LabStudy]) -> list[str]:
 TAKEN = frozenset(
     {"top", "overview", "verdict", "warnings", "run", "task", "prompt", "settings", "config", "environment", "glossary"}
 )
-"""Names that the page gives to other parts."""
+"""Anchors that the page uses for its other parts."""
 
 
 def _chart_name(study: str, place: int) -> str:
@@ -101,7 +97,7 @@ def _chart_name(study: str, place: int) -> str:
 
 
 def _facts(result: LaboratoryResult, claims: Count) -> list[Fact]:
-    """What a reader looks for first: how many claims hold, whether they could have failed, how many seeds."""
+    """Facts at the top of the page: how many claims hold, how many cases fail as they must, how many seeds."""
     cards = []
     if claims.claims:
         cards.append(Fact("claims that hold", f"{claims.hold} of {claims.claims}", ""))
@@ -112,21 +108,23 @@ def _facts(result: LaboratoryResult, claims: Count) -> list[Fact]:
         cards.append(Fact("seeds", count(len(seeds)), ""))
     for name, meaning in (("dimension", "dimension of inputs"), ("points", "examples in context")):
         if isinstance(result.config.get(name), int):
-            # A study may take fewer, which its notes then say.
+            # A study may use fewer and then says so in its notes.
             cards.append(Fact(meaning, count(result.config[name]), "requested"))
     return cards
 
 
 def _section(name: str, study: LabStudy) -> Section:
-    """One study: its question and answer, what it claims, its curves, tables and notes."""
-    styles = looks(study.charts)
-    drawn = [(each, lab_chart(each, styles)) for each in study.charts]
+    """One study: its question and answer, claims, curves, tables and notes."""
+    styles = curve_styles(study.charts)
+    rendered = [(chart, lab_chart(chart, styles)) for chart in study.charts]
     figures = [
-        Figure(_chart_name(name, place), chart, described(each), _caption(each), capital(each.title))
-        for place, (each, chart) in enumerate(drawn)
+        Figure(_chart_name(name, place), drawing, describe_chart(chart), _caption(chart), capital(chart.title))
+        for place, (chart, drawing) in enumerate(rendered)
     ]
     empty = [
-        f"{capital(each.title)}: There is nothing to draw. {_caption(each)}" for each, chart in drawn if chart is None
+        f"{capital(chart.title)}: There is nothing to draw. {_caption(chart)}"
+        for chart, drawing in rendered
+        if drawing is None
     ]
     claims = [claim_table(study)] if study.claims else []
     return Section(
@@ -138,7 +136,7 @@ def _section(name: str, study: LabStudy) -> Section:
                 f"{name}-claims",
                 "Claims",
                 tables=claims,
-                note=count_sentence(counted(study.claims)),
+                note=count_sentence(count_claims(study.claims)),
                 detail=False,
             ),
             Section(
@@ -146,7 +144,7 @@ def _section(name: str, study: LabStudy) -> Section:
                 "Curves",
                 empty,
                 charts=figures,
-                note="Bands are 95 % intervals over seeds; dashed in grey, exact predictors.",
+                note="Bands are 95 % intervals over seeds; dashed grey lines are exact predictors.",
                 detail=False,
             ),
             *(

@@ -1,13 +1,12 @@
 """Which exact predictor is a trained transformer nearest to, by depth and width, and which ridge where y is noisy?
 
-A transformer that learned regression in context predicts y at each point; so do nearest neighbours, gradient descent,
-ridge and least squares. Two predictors are as near as their predictions: SPD is the mean squared difference of
-these, ILWD that of the weights which their predictions imply.
+A transformer trained on in-context regression predicts y at each point, as do nearest neighbours, gradient descent,
+ridge and least squares. Two distances compare them: SPD is the mean squared difference between predictions, and ILWD
+that between the weights which the predictions imply.
 
 Source:
-    arXiv:2211.15661, section 4. The transformers there are wider and trained for longer on more dimensions; the
-    questions and the two measures are the same.
-
+    arXiv:2211.15661, section 4. Its transformers are wider and trained for longer in more dimensions; the questions and
+    the two distances are the same.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,80 +40,83 @@ from dualform.studies.seed_statistics import over_seeds
 
 STEPS = 1500
 NOISY_STEPS = 3000
-"""A noisy y says less a sequence, and what is asked is finer: not which predictor, but which strength of one."""
+"""Noisy sequences carry less information each, and the question is finer: the strength of one kind of predictor."""
 STRENGTH_SEQUENCES = 4096
-"""On which the strength at which ridge errs least is measured, a draw of each seed's own; more where they are small."""
+"""Number of sequences, drawn for each seed, on which the best strength of ridge is measured; more if they are small."""
 AKYUREK = "arXiv:2211.15661"
 WITHIN = 2.0
-"""The factor within which the nearest ridge must be as strong as the best, in every seed."""
+"""In every seed the strength of the nearest ridge must be within this factor of sigma^2 / tau^2."""
 MEASURED_WITHIN = 1.1
-"""The factor within which the strength at which ridge errs least must be sigma^2 / tau^2, in every seed; draws of
-`STRENGTH_SEQUENCES` sequences of 10 examples scatter by 1.5 %."""
+"""In every seed the measured best strength of ridge must be within this factor of sigma^2 / tau^2. It varies by 1.5 %
+between draws of `STRENGTH_SEQUENCES` sequences of 10 examples."""
 _NOISE_LEFT_OUT = (
-    "Noise 0.25 was looked at, at the default sizes, and is no part of the claims: there the ridge nearest to a "
-    "transformer was about twice as strong as sigma^2 / tau^2, because what so small a transformer has not learned "
-    "counts as much as the noise."
+    "Noise 0.25 was tried at the default sizes and is not part of the claims: the ridge nearest to a transformer was "
+    "about twice as strong as sigma^2 / tau^2, because the error of so small a transformer is as large as the noise."
 )
 
 
 def pieces(config: RegressionConfig) -> int:
-    """How many trainings the study has: one of each shape, all seeds at once."""
+    """Number of trainings: one for each shape, all seeds at once."""
     return len(SHAPES) + len(NOISY)
 
 
 def phases(config: RegressionConfig, store: PieceStore, advance: Callable[[float, str], None]) -> LabStudy:
-    """Train transformers of each depth and width, and compare their predictions with exact predictors'.
+    """Train transformers of each depth and width and compare their predictions with those of exact predictors.
 
     Args:
-        config: Seeds and sizes; dimension and points are cut to what is learned in a minute.
-        store: Keeps each finished training.
-        advance: Called with 1 as each training is done.
+        config: Settings of the laboratory; dimension and points are reduced to what is learned in a minute.
+        store: Stores each finished training.
+        advance: Called with 1 after each training.
     """
-    silent: list[PhaseComparison] = []
+    noiseless: list[PhaseComparison] = []
     noisy: list[PhaseComparison] = []
     models: dict[TransformerShape, Decoders] = {}
     for shape in (*SHAPES, *NOISY):
         tasks = tasks_of(config, shape.noise)
         models[shape] = trained(config, store, shape, tasks, NOISY_STEPS if shape.noise else STEPS)
-        (noisy if shape.noise else silent).append(compare(models[shape], shape, tasks))
+        (noisy if shape.noise else noiseless).append(compare(models[shape], shape, tasks))
         advance(1.0, shape.name)
-    profiles = {one.shape: ridge_profile(one.own, one.sequences, one.tasks) for one in (*silent, *noisy)}
+    profiles = {
+        comparison.shape: ridge_profile(comparison.own, comparison.sequences, comparison.tasks)
+        for comparison in (*noiseless, *noisy)
+    }
     return LabStudy(
         name="phases",
         question="Which exact predictor is a trained transformer nearest to, and which ridge where y is noisy?",
-        answer=_answer(silent, noisy, profiles),
+        answer=_answer(noiseless, noisy, profiles),
         claims=[
             *_exact_claims(config, noisy),
-            *_depth_claims(silent, profiles),
+            *_depth_claims(noiseless, profiles),
             *_noise_claims(config, noisy, models, profiles),
         ],
-        charts=phases_charts(silent, noisy, profiles),
-        tables=phases_tables(silent, noisy, models, profiles),
+        charts=phases_charts(noiseless, noisy, profiles),
+        tables=phases_tables(noiseless, noisy, models, profiles),
         notes=[*notes_on_size(config), _NOISE_LEFT_OUT],
     )
 
 
 def _exact_claims(config: RegressionConfig, noisy: Sequence[PhaseComparison]) -> list[Claim]:
-    """What needs no training, but is measured: the strength at which ridge errs least."""
+    """Claims about the measured strength at which ridge has the least error; they need no training."""
     claims = []
-    for one in noisy:
-        # Shorter sequences of fewer dimensions say less, and more of them are drawn in the same time.
-        size = one.tasks.dimension * (one.tasks.points - 1)
+    for comparison in noisy:
+        # Shorter sequences with fewer dimensions carry less information, and more of them take the same time.
+        size = comparison.tasks.dimension * (comparison.tasks.points - 1)
         n = round(STRENGTH_SEQUENCES * max(1.0, LARGEST_DIMENSION * LARGEST_POINTS / size))
-        for times in (1.0, 2.0) if one is noisy[-1] else (1.0,):
-            tasks = replace(one.tasks, weight_scale=times * one.tasks.weight_deviation)
-            found = []
+        for times in (1.0, 2.0) if comparison is noisy[-1] else (1.0,):
+            tasks = replace(comparison.tasks, weight_scale=times * comparison.tasks.weight_deviation)
+            relative = []
             for seed in config.seeds:
                 sequences = tasks.draw(n, stream("strength", seed), torch.float64)
-                found.append(best_strength(sequences, one.theory) / one.theory)
-            wrong = "" if times == 1 else f", of weights {times:g} times as large as tau says"
+                relative.append(best_strength(sequences, comparison.theory) / comparison.theory)
+            wrong = "" if times == 1 else f", with weights {times:g} times as large as tau"
             claims.append(
                 Claim(
-                    says=f"Ridge errs least at lambda = sigma^2 / tau^2, noise {one.shape.noise:g}{wrong}.",
-                    expected=f"the best lambda over sigma^2 / tau^2, measured on {n:,} sequences of "
+                    says="Ridge has the least error at lambda = sigma^2 / tau^2, noise "
+                    f"{comparison.shape.noise:g}{wrong}.",
+                    expected=f"best lambda divided by sigma^2 / tau^2, measured on {n:,} sequences of "
                     f"each seed, within a factor of {MEASURED_WITHIN:g} of 1 in every seed",
-                    found=geometric(found),
-                    holds=holds_within(found, MEASURED_WITHIN, must_fail=times != 1),
+                    found=geometric(relative),
+                    holds=holds_within(relative, MEASURED_WITHIN, must_fail=times != 1),
                     must_fail=times != 1,
                     source=f"{AKYUREK}, section 4",
                 )
@@ -123,44 +125,46 @@ def _exact_claims(config: RegressionConfig, noisy: Sequence[PhaseComparison]) ->
 
 
 def _weaker_claim(deep: RidgeProfile, shallow: RidgeProfile, names: Sequence[str]) -> Claim:
-    """Strengths at the grid's end are bounds: those on the claim's side decide nothing."""
+    """Strengths at an end of the grid are only bounds; a bound in the claim's favour is no evidence for it."""
     undecided = deep.at_least or shallow.at_most
     weaker = geometric([] if undecided else ratios(deep.nearest, shallow.nearest))
-    bound = "; the grid's end was met, and so what was found is a bound" if deep.at_most or shallow.at_least else ""
+    bound = (
+        "; an end of the grid was reached, so the measured value is a bound" if deep.at_most or shallow.at_least else ""
+    )
     if undecided:
-        bound = "; the grid's end was met, and so nothing can be said"
+        bound = "; an end of the grid was reached, so no conclusion can be drawn"
     return Claim(
         says=f"The ridge nearest to a transformer of {names[1]} is weaker than that nearest to one of {names[0]}.",
-        expected=f"nearest lambda, deep over shallow: below 1 with its interval{bound}",
+        expected=f"ratio of nearest lambdas, deep / shallow: whole interval below 1{bound}",
         found=weaker,
         holds=holds_below(weaker, 1.0),
         source=f"{AKYUREK}, section 4",
     )
 
 
-def _depth_claims(silent: Sequence[PhaseComparison], profiles: dict[TransformerShape, RidgeProfile]) -> list[Claim]:
-    shallow, *_, deep = widest(silent)
-    names = [layers_in_words(one.shape.layers) for one in (shallow, deep)]
+def _depth_claims(noiseless: Sequence[PhaseComparison], profiles: dict[TransformerShape, RidgeProfile]) -> list[Claim]:
+    shallow, *_, deep = widest(noiseless)
+    names = [layers_in_words(comparison.shape.layers) for comparison in (shallow, deep)]
     nearer = over_seeds(ratios(deep.spd("least squares"), shallow.spd("least squares")))
     claims = [
         Claim(
             says=f"A transformer of {names[1]} is nearer to least squares than one of {names[0]}.",
-            expected="SPD to least squares, deep over shallow: below 1 with its interval",
+            expected="ratio of SPD to least squares, deep / shallow: whole interval below 1",
             found=nearer,
             holds=holds_below(nearer, 1.0),
             source=f"{AKYUREK}, section 4",
         ),
         _weaker_claim(profiles[deep.shape], profiles[shallow.shape], names),
     ]
-    for one, name in zip((shallow, deep), names, strict=True):
-        like_descent = over_seeds(ratios(one.spd("descent, 1 step"), one.spd("least squares")))
+    for comparison, name in zip((shallow, deep), names, strict=True):
+        ratio = over_seeds(ratios(comparison.spd("descent, 1 step"), comparison.spd("least squares")))
         claims.append(
             Claim(
                 says=f"A transformer of {name} is nearer to one step of gradient descent than to least squares.",
-                expected="SPD to one step over SPD to least squares: below 1 with its interval",
-                found=like_descent,
-                holds=holds_below(like_descent, 1.0, must_fail=one is deep),
-                must_fail=one is deep,
+                expected="ratio of SPD to one step and SPD to least squares: whole interval below 1",
+                found=ratio,
+                holds=holds_below(ratio, 1.0, must_fail=comparison is deep),
+                must_fail=comparison is deep,
                 source=f"{AKYUREK}, section 4",
             )
         )
@@ -174,14 +178,18 @@ def _noise_claims(
     profiles: dict[TransformerShape, RidgeProfile],
 ) -> list[Claim]:
     claims = []
-    for one in noisy:
-        claims.append(_strength_claim(one, one, profiles[one.shape]))
+    for comparison in noisy:
+        claims.append(_strength_claim(comparison, comparison, profiles[comparison.shape]))
         claims += [
-            _strength_claim(one, other, profiles[one.shape]) for other in noisy if other.shape.noise != one.shape.noise
+            _strength_claim(comparison, other, profiles[comparison.shape])
+            for other in noisy
+            if other.shape.noise != comparison.shape.noise
         ]
         claims.append(
             _bayes_claim(
-                one, one.own, f"A transformer trained with noise {one.shape.noise:g} is nearer to Bayes than to"
+                comparison,
+                comparison.own,
+                f"A transformer trained with noise {comparison.shape.noise:g} is nearer to Bayes than to",
             )
         )
     last = noisy[-1]
@@ -191,16 +199,16 @@ def _noise_claims(
     return claims
 
 
-def _strength_claim(one: PhaseComparison, expected: PhaseComparison, profile: RidgeProfile) -> Claim:
-    """Whether the nearest ridge is that of theory for the noise of `expected`; for another noise it must fail."""
+def _strength_claim(comparison: PhaseComparison, expected: PhaseComparison, profile: RidgeProfile) -> Claim:
+    """Whether the nearest ridge has the theoretical strength for the noise of `expected`; another noise must fail."""
     strengths = [nearest / expected.theory for nearest in profile.nearest]
-    must_fail = expected.shape.noise != one.shape.noise
-    whose = f", as with noise {expected.shape.noise:g}" if must_fail else ""
-    bound = "; the grid's end was met, and so what was found is a bound" if profile.bound else ""
+    must_fail = expected.shape.noise != comparison.shape.noise
+    other = f", the value for noise {expected.shape.noise:g}" if must_fail else ""
+    bound = "; an end of the grid was reached, so the measured value is a bound" if profile.bound else ""
     return Claim(
-        says=f"With noise {one.shape.noise:g} the ridge nearest to a transformer is that of "
-        f"sigma^2 / tau^2 = {expected.theory:.3g}{whose}.",
-        expected=f"nearest lambda over this within a factor of {WITHIN:.3g} in every seed{bound}",
+        says=f"With noise {comparison.shape.noise:g} the ridge nearest to a transformer has lambda = "
+        f"sigma^2 / tau^2 = {expected.theory:.3g}{other}.",
+        expected=f"nearest lambda divided by this, within a factor of {WITHIN:.3g} of 1 in every seed{bound}",
         found=geometric(strengths),
         holds=holds_within(strengths, WITHIN, must_fail),
         must_fail=must_fail,
@@ -208,60 +216,62 @@ def _strength_claim(one: PhaseComparison, expected: PhaseComparison, profile: Ri
     )
 
 
-def _bayes_claim(one: PhaseComparison, own: Tensor, says: str, must_fail: bool = False) -> Claim:
-    """Nearer to Bayes than to any predictor of another kind, predicting zero among them."""
-    # Ridge of another strength is of the same kind: how strong is for the claim before.
-    others = [exact for name, exact in one.exact.items() if name != "Bayes" and not name.startswith("ridge")]
+def _bayes_claim(comparison: PhaseComparison, own: Tensor, says: str, must_fail: bool = False) -> Claim:
+    """Whether predictions are nearer to Bayes than to any predictor of another kind or to zero."""
+    # Ridge is of the same kind as Bayes; its strength is tested by another claim.
+    others = [exact for name, exact in comparison.exact.items() if name != "Bayes" and not name.startswith("ridge")]
     others.append(torch.zeros_like(others[0]))
-    apart = torch.stack([distance(own, exact)[:, 1:].mean(1) for exact in others])
-    over = distance(own, one.exact["Bayes"])[:, 1:].mean(1) / apart.amin(0)
-    found = over_seeds(over.tolist())
+    to_others = torch.stack([distance(own, exact)[:, 1:].mean(1) for exact in others])
+    to_bayes = distance(own, comparison.exact["Bayes"])[:, 1:].mean(1)
+    ratio = over_seeds((to_bayes / to_others.amin(0)).tolist())
     return Claim(
         says=f"{says} zero, nearest neighbours, SGD, descent and least squares.",
-        expected="SPD to Bayes over the least of the others: below 1 with its interval",
-        found=found,
-        holds=holds_below(found, 1.0, must_fail),
+        expected="ratio of SPD to Bayes and the least SPD to the others: whole interval below 1",
+        found=ratio,
+        holds=holds_below(ratio, 1.0, must_fail),
         must_fail=must_fail,
         source=f"{AKYUREK}, section 4",
     )
 
 
-def _permuted_claim(one: PhaseComparison, model: Decoders) -> Claim:
-    """The same transformer, its examples' y changed among themselves, beside Bayes on the true ones."""
-    sequences = one.sequences
+def _permuted_claim(comparison: PhaseComparison, model: Decoders) -> Claim:
+    """The transformer reads permuted y in context and is compared with Bayes on the true ones."""
+    sequences = comparison.sequences
     order = torch.rand(sequences.y[:, :-1].shape, generator=stream("permutation", 0)).argsort(1)
     y = sequences.y.clone()
     y[:, :-1] = y[:, :-1].gather(1, order)
     own = predictions(model, Sequences(sequences.x, y, sequences.clean, sequences.w))[:, :, -1]
-    apart = (own - one.exact["Bayes"][:, -1]).square().mean(1)
-    found = over_seeds((apart / own.square().mean(1)).tolist())
+    to_bayes = (own - comparison.exact["Bayes"][:, -1]).square().mean(1)
+    ratio = over_seeds((to_bayes / own.square().mean(1)).tolist())
     return Claim(
-        says="A transformer that reads permuted labels is nearer to Bayes on the true ones than to zero.",
-        expected="SPD to Bayes over SPD to zero, after all examples: below 1 with its interval",
-        found=found,
-        holds=holds_below(found, 1.0, must_fail=True),
+        says="A transformer that reads permuted targets is nearer to Bayes on the true targets than to zero.",
+        expected="ratio of SPD to Bayes and SPD to zero, after all examples: whole interval below 1",
+        found=ratio,
+        holds=holds_below(ratio, 1.0, must_fail=True),
         must_fail=True,
         source=f"{AKYUREK}, section 4",
     )
 
 
 def _answer(
-    silent: Sequence[PhaseComparison], noisy: Sequence[PhaseComparison], profiles: dict[TransformerShape, RidgeProfile]
+    noiseless: Sequence[PhaseComparison],
+    noisy: Sequence[PhaseComparison],
+    profiles: dict[TransformerShape, RidgeProfile],
 ) -> str:
-    """The numbers in two sentences."""
-    nearest = [
-        f"{one.nearest()} at {layers_in_words(one.shape.layers)} "
-        f"(SPD {mean(one.spd(one.nearest())):.2g}; to least squares {mean(one.spd('least squares')):.2g})"
-        for one in widest(silent)
-    ]
+    """The main numbers in two sentences."""
+    nearest = []
+    for comparison in widest(noiseless):
+        name, layers = comparison.nearest(), layers_in_words(comparison.shape.layers)
+        spd, to_least_squares = mean(comparison.spd(name)), mean(comparison.spd("least squares"))
+        nearest.append(f"{name} with {layers} (SPD {spd:.2g}; to least squares {to_least_squares:.2g})")
     strengths = []
-    for one in noisy:
-        found = geometric(profiles[one.shape].nearest)
-        low, high = found.ci95
-        interval = "" if low is None or high is None else f" [{low:.2g}, {high:.2g}]"
+    for comparison in noisy:
+        strength = geometric(profiles[comparison.shape].nearest)
+        low, high = strength.ci95
+        interval = "" if low is None or high is None else f" (95% CI {low:.2g} to {high:.2g})"
         strengths.append(
-            f"{profiles[one.shape].bound}{found.mean:.2g}{interval} at noise {one.shape.noise:g}, where "
-            f"sigma^2 / tau^2 is {one.theory:.2g}"
+            f"{profiles[comparison.shape].bound}{strength.mean:.2g}{interval} at noise {comparison.shape.noise:g}, "
+            f"where sigma^2 / tau^2 is {comparison.theory:.2g}"
         )
     return (
         f"Without noise a transformer of width {max(WIDTHS)} is nearest to {_listed(nearest)}. With noise the ridge "

@@ -1,4 +1,4 @@
-"""Transformers of every depth, width and noise, compared with exact predictors: the numbers of the study `phases`."""
+"""Measurements of the study `phases`: transformers of each depth, width and noise, and exact predictors."""
 
 import math
 from collections.abc import Sequence
@@ -19,12 +19,18 @@ from dualform.lab.predictors import (
     by_point,
 )
 from dualform.lab.regression_tasks import RegressionTasks, Sequences
-from dualform.studies.laboratory.causal_transformers import TransformerShape, best_rate, distance, drawn, predictions
+from dualform.studies.laboratory.causal_transformers import (
+    TransformerShape,
+    best_rate,
+    distance,
+    draw_sequences,
+    predictions,
+)
 
 DEPTHS = (1, 2, 4)
 WIDTHS = (16, 32)
 NOISES = (0.5, 1.0)
-"""Standard deviations of the noise, in units of y; as many transformers of the deepest, widest shape learn with it."""
+"""Standard deviations of the noise, in units of y. The deepest and widest shape is also trained with each of them."""
 SHAPES = tuple(TransformerShape(layers, width) for width in WIDTHS for layers in DEPTHS)
 NOISY = tuple(TransformerShape(max(DEPTHS), max(WIDTHS), noise) for noise in NOISES)
 
@@ -37,29 +43,30 @@ class PhaseComparison:
     tasks: RegressionTasks
     sequences: Sequences
     own: Tensor
-    """`(seed, sequence, point)`."""
+    """Predictions of the transformers, `(seed, sequence, point)`."""
     predictors: dict[str, Predictor]
+    """Exact predictors by name."""
     exact: dict[str, Tensor]
-    """Their predictions, each `(sequence, point)`."""
+    """Predictions of the exact predictors, each `(sequence, point)`."""
 
     @property
     def theory(self) -> float:
-        """sigma^2 / tau^2, lambda of the ridge that is Bayes."""
+        """sigma^2 / tau^2, the strength lambda at which ridge is the Bayes predictor."""
         return self.shape.noise**2 / self.tasks.weight_deviation**2
 
     def spd(self, name: str) -> list[float]:
-        """Mean squared difference to a predictor over points with an example before them, by seed."""
+        """By seed, mean squared difference to an exact predictor over points with at least one example before them."""
         return distance(self.own, self.exact[name])[:, 1:].mean(1).tolist()
 
     def nearest(self, seed: int | None = None) -> str:
-        """The exact predictor to which SPD is least, on average or for the seed of a number."""
+        """The exact predictor with the least SPD, averaged over seeds or for the seed with this index."""
         spd = {name: self.spd(name) for name in self.exact}
         return min(spd, key=lambda name: math.fsum(spd[name]) if seed is None else spd[name][seed])
 
 
 def compare(model: Decoders, shape: TransformerShape, tasks: RegressionTasks) -> PhaseComparison:
-    """Predictions of trained transformers and of all exact predictors."""
-    sequences, tuning = drawn(tasks), drawn(tasks, purpose="tuning")
+    """Compare trained transformers with all exact predictors on test sequences."""
+    sequences, tuning = draw_sequences(tasks), draw_sequences(tasks, purpose="tuning")
     predictors: dict[str, Predictor] = {
         "3 nearest neighbours": NearestNeighbours(3),
         "one pass of SGD": best_rate(OnePassSGD, tuning),
@@ -70,7 +77,7 @@ def compare(model: Decoders, shape: TransformerShape, tasks: RegressionTasks) ->
     }
     if shape.noise:
         predictors["Bayes"] = Bayes(shape.noise, tasks.weight_deviation)
-    exact = {name: by_point(one, sequences.x, sequences.y) for name, one in predictors.items()}
+    exact = {name: by_point(predictor, sequences.x, sequences.y) for name, predictor in predictors.items()}
     return PhaseComparison(shape, tasks, sequences, predictions(model, sequences), predictors, exact)
 
 
@@ -78,6 +85,6 @@ def _steps(k: int) -> str:
     return "1 step" if k == 1 else f"{k} steps"
 
 
-def widest(silent: Sequence[PhaseComparison]) -> list[PhaseComparison]:
-    """Those of the largest width."""
-    return [one for one in silent if one.shape.width == max(WIDTHS)]
+def widest(comparisons: Sequence[PhaseComparison]) -> list[PhaseComparison]:
+    """Comparisons of the largest width."""
+    return [comparison for comparison in comparisons if comparison.shape.width == max(WIDTHS)]

@@ -1,7 +1,7 @@
-"""What the laboratory costs, estimated from a few steps of each training; see `studies.sampling`.
+"""Cost of the laboratory, estimated from a few steps of each training (see `studies.sampling`).
 
-Most of its work is training. What torch does not count in it, the solves of exact predictors, is left out of the
-operations and is part of the measured time.
+Most of the work is training. The linear solves of exact predictors, which torch does not count, are missing from the
+operations but included in the measured time.
 """
 
 import importlib
@@ -20,17 +20,17 @@ from dualform.studies.planning import PAGE
 from dualform.studies.sampling import BUDGET, LinearCost, Run, count_operations, kept_line, line_of, sample
 
 _SEED_BY_SEED: tuple[LabName, ...] = ("constructed", "layers")
-"""Studies that train one seed after the other; the others train all seeds' models together."""
+"""Studies that train one seed after the other; the others train the models of all seeds together."""
 
 
 def plan(config: RegressionConfig, machine: Machine) -> Plan:
-    """What the laboratory with these settings will cost. Tokens are left out: its models read numbers."""
+    """Estimated cost of the laboratory with these settings. It has no tokens: the models read numbers."""
     parts = [PricedPart("start", Cost(seconds=machine.start_laboratory))]
     peak = machine.base_laboratory
     uncounted: tuple[LabName, ...] = ()
     for name in in_order(config.studies):
-        asked = _asked(name, config)
-        line = line_of(name, _settings(asked), machine, partial(_sampled, name, asked))
+        sampled = _sampled_config(name, config)
+        line = line_of(name, _settings(sampled), machine, partial(_sampled, name, sampled))
         uncounted += () if line.counted else (name,)
         parts.append(PricedPart(name, line.cost(config.steps, len(config.seeds))))
         peak = max(peak, line.memory)
@@ -38,23 +38,24 @@ def plan(config: RegressionConfig, machine: Machine) -> Plan:
     memory = {"Python and libraries": machine.base_laboratory, "models and tasks": peak - machine.base_laboratory}
     notes = ["estimated from a few steps of each training"]
     if uncounted:
-        notes.append(f"operations of {', '.join(uncounted)} are not counted: that would have taken too long")
+        notes.append(f"operations of {', '.join(uncounted)} are not counted: counting would have taken too long")
     return Plan("regress", tuple(parts), memory, machine, None, tuple(notes), sampled=True)
 
 
 def samples(config: RegressionConfig, machine: Machine) -> str:
-    """Message before samples are run; empty where earlier ones are kept."""
+    """Message to print before samples are run; empty if earlier ones are stored."""
     new = [name for name in in_order(config.studies) if not _is_kept(name, config, machine)]
     if not new:
         return ""
-    return f"A few training steps are being run for the estimate, about {BUDGET:.0f} s at most each: {', '.join(new)}."
+    return f"Running a few training steps for the estimate, about {BUDGET:.0f} s at most each: {', '.join(new)}."
 
 
 def _is_kept(name: LabName, config: RegressionConfig, machine: Machine) -> bool:
-    return kept_line(name, _settings(_asked(name, config)), machine) is not None
+    return kept_line(name, _settings(_sampled_config(name, config)), machine) is not None
 
 
-def _asked(name: LabName, config: RegressionConfig) -> RegressionConfig:
+def _sampled_config(name: LabName, config: RegressionConfig) -> RegressionConfig:
+    """The settings of one study, with as many seeds as it trains together."""
     seeds = config.seeds[:1] if name in _SEED_BY_SEED else config.seeds
     return config.model_copy(update={"studies": (name,), "seeds": seeds})
 
@@ -69,25 +70,25 @@ def _sampled(name: LabName, config: RegressionConfig) -> LinearCost:
 
 
 class _FewSteps(RegressionConfig):
-    """Settings that add up the steps that are taken, and what they would be without the share."""
+    """Settings that count the steps taken and the steps of a full training."""
 
     _taken: int = PrivateAttr(0)
     _whole: int = PrivateAttr(0)
 
     def scaled(self, steps: int) -> int:
-        """As those of any study."""
+        """Training steps, as in `RegressionConfig`."""
         taken = super().scaled(steps)
         self._taken, self._whole = self._taken + taken, self._whole + steps
         return taken
 
     @property
     def share(self) -> float:
-        """Share of the steps that was taken."""
+        """Steps taken, as a share of a full training."""
         return self._taken / self._whole
 
 
 def run_of(name: LabName, config: RegressionConfig) -> Run:
-    """One of the laboratory's studies as `studies.sampling` runs it."""
+    """A study of the laboratory as a function for `studies.sampling`."""
     study: Callable[..., Any] = getattr(importlib.import_module(STUDIES[name]), name)
 
     def run(share: float, seeds: int) -> float:

@@ -1,4 +1,4 @@
-"""What the laboratory found, as in its `result.json`."""
+"""Records of the laboratory's `result.json`."""
 
 from typing import Literal, Self
 
@@ -8,20 +8,21 @@ from dualform.result import Estimate, Record, Result
 
 
 class Claim(Record):
-    """Something that theory says, beside what was found."""
+    """A statement of theory with the value that was measured for it."""
 
     named_by = ()
 
     says: str
     """The claim, one sentence."""
     expected: str
-    """What should be found, with its tolerance, such as `below 1e-12` or `0.207 within 2 %`."""
+    """Expected value with its tolerance, such as `below 1e-12` or `0.207 within 2 %`."""
     found: Estimate
-    """What was found; `n` counts seeds, or is 1 for a number without chance."""
+    """Measured value; `n` counts seeds, and is 1 for a number that does not depend on the seed."""
     holds: bool
-    """Whether what was found is what was expected."""
+    """Whether the measured value is as expected."""
     must_fail: bool = False
-    """A case made so that the claim is false: then it must not hold, or the measure could not tell."""
+    """Whether the case is constructed so that the claim is false. If it held all the same, the measure could not
+    distinguish the claim from its opposite."""
     source: str = ""
     """arXiv id and section, or empty."""
 
@@ -32,11 +33,11 @@ class LabCurve(Record):
     name: str
     """Name of the curve."""
     x: list[float]
-    """Where it was evaluated."""
+    """Positions on the x axis."""
     y: list[Estimate]
     """Value at each `x`, over seeds."""
     reference: bool = False
-    """Whether it is an exact predictor, with which trained models are compared."""
+    """Whether the curve belongs to an exact predictor, with which trained models are compared."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -54,17 +55,17 @@ class LabChart(Record):
     title: str
     """Title of the chart."""
     x: str
-    """Name of the axis, with its unit."""
+    """Title of the x axis, with its unit."""
     y: str
-    """Name of the axis, with its unit."""
+    """Title of the y axis, with its unit."""
     log_x: bool = False
-    """Whether the axis is logarithmic."""
+    """Whether the x axis is logarithmic."""
     log_y: bool = False
-    """Whether the axis is logarithmic."""
+    """Whether the y axis is logarithmic."""
     curves: list[LabCurve]
-    """Its curves."""
+    """Curves of the chart."""
     note: str = ""
-    """A note below it, or empty."""
+    """Note below the chart, or empty."""
 
 
 class LabRow(Record):
@@ -73,7 +74,7 @@ class LabRow(Record):
     name: str
     """Name of the row."""
     cells: list[Estimate | None]
-    """One a column; None where there is no such number."""
+    """One a column; None where there is no number."""
 
 
 class LabTable(Record):
@@ -84,9 +85,9 @@ class LabTable(Record):
     columns: list[str]
     """Names of the columns."""
     rows: list[LabRow]
-    """Its rows."""
+    """Rows of the table."""
     note: str = ""
-    """A note below it, or empty."""
+    """Note below the table, or empty."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -107,30 +108,30 @@ class LabStudy(Record):
     name: str
     """`constructed`, `trained`, `phases`, `layers` or `shift`."""
     question: str
-    """What was asked."""
+    """Question that the study answers."""
     answer: str
-    """What the numbers say, in a sentence or two."""
+    """Answer in a sentence or two, with the main numbers."""
     claims: list[Claim] = []
-    """What theory says, and what was found."""
+    """Statements of theory, each with its measured value."""
     charts: list[LabChart] = []
-    """Its charts."""
+    """Charts of the study."""
     tables: list[LabTable] = []
-    """Its tables."""
+    """Tables of the study."""
     notes: list[str] = []
-    """What was left out, cut short or looked odd."""
+    """Remarks on what was left out, reduced or unusual."""
 
 
 class Laboratory(Record):
-    """What `dualform regress` found."""
+    """Results of `dualform regress`."""
 
     studies: list[LabStudy]
-    """Its studies, in the order in which they were run."""
+    """Studies in the order in which they were run."""
 
 
 class LaboratoryResult(Result):
-    """What the laboratory found."""
+    """Result of the laboratory."""
 
     study: Literal["regression"] = "regression"
     """Always `regression`."""
     laboratory: Laboratory | None = None
-    """What `dualform regress` found."""
+    """Results of `dualform regress`."""

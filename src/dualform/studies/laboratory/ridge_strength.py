@@ -1,4 +1,4 @@
-"""How strong the ridge is that a predictor is nearest to, and the ridge that errs least."""
+"""The strength of the ridge predictor nearest to a transformer, and the strength with the least error."""
 
 import math
 from dataclasses import dataclass
@@ -13,33 +13,33 @@ from dualform.studies.laboratory.causal_transformers import distance
 
 @dataclass(frozen=True)
 class RidgeProfile:
-    """How far transformers are from ridge, by its strength."""
+    """Distance of transformers to ridge, as a function of its strength."""
 
     strengths: list[float]
-    """lambda, rising by a factor of 2^(1/4)."""
-    apart: Tensor
-    """SPD, `(strength, seed)`."""
+    """Values of lambda, increasing by factors of 2^(1/4)."""
+    distances: Tensor
+    """SPD to ridge, `(strength, seed)`."""
 
     @property
     def nearest(self) -> list[float]:
-        """By seed, the strength at which SPD is least; at the grid's ends a bound, as `at_most` and `at_least` say."""
-        return [self.strengths[i] for i in self.apart.argmin(0).tolist()]
+        """By seed, the strength with the least SPD. At an end of the grid it is a bound: see `at_most`, `at_least`."""
+        return [self.strengths[i] for i in self.distances.argmin(0).tolist()]
 
     @property
     def at_most(self) -> bool:
-        """Whether in some seed no weaker ridge was tried than the nearest."""
+        """Whether in some seed the nearest ridge is the weakest of the grid."""
         return min(self.nearest) == self.strengths[0]
 
     @property
     def at_least(self) -> bool:
-        """Whether in some seed no stronger ridge was tried than the nearest."""
+        """Whether in some seed the nearest ridge is the strongest of the grid."""
         return max(self.nearest) == self.strengths[-1]
 
     @property
     def bound(self) -> str:
-        """Words before the mean of `nearest` where it is a bound; else empty."""
+        """Words to put before the mean of `nearest` if it is only a bound; else empty."""
         if self.at_most and self.at_least:
-            return "anything, for both ends of the grid are met, about "
+            return "undetermined (both ends of the grid were reached), about "
         return "at most " if self.at_most else "at least " if self.at_least else ""
 
 
@@ -47,27 +47,27 @@ def ridge_profile(own: Tensor, sequences: Sequences, tasks: RegressionTasks) -> 
     """SPD to ridge over points with an example before them, for strengths from d / 1024 to 16 d.
 
     Args:
-        own: Predictions, `(seed, sequence, point)`.
-        sequences: What was predicted.
-        tasks: What they are drawn from.
+        own: Predictions of the transformers, `(seed, sequence, point)`.
+        sequences: Sequences that were predicted.
+        tasks: Distribution of these sequences.
     """
     strengths = [tasks.dimension * 2 ** (step / 4) for step in range(-40, 17)]
-    apart = [
+    distances = [
         distance(own, by_point(Ridge(strength), sequences.x, sequences.y))[:, 1:].mean(1) for strength in strengths
     ]
-    return RidgeProfile(strengths, torch.stack(apart))
+    return RidgeProfile(strengths, torch.stack(distances))
 
 
 def best_strength(sequences: Sequences, about: float) -> float:
-    """The lambda at which ridge errs least on these sequences, measured: by its squared error to the clean y.
+    """The lambda at which ridge has the least squared error to the clean y, measured on these sequences.
 
-    Errors are measured over points with an example before them, from a sixteenth of `about` to four times as much, by
-    factors of 2^(1/4). Through the least and its two neighbours goes a parabola in log lambda, whose lowest place is
-    the strength; a least at the grid's end is given as it is, a bound.
+    Errors are means over points with an example before them, on a grid from `about` / 16 to 4 `about` by factors of
+    2^(1/4). The result is the minimum of the parabola in log lambda through the least error and its two neighbours. If
+    the least error is at an end of the grid, that end is returned.
 
     Args:
-        sequences: Noisy y and what they are without.
-        about: Where to look.
+        sequences: Sequences with noisy and clean y.
+        about: Expected strength, the reference of the grid.
     """
     logs = [math.log(about) + step / 4 * math.log(2) for step in range(-16, 9)]
 
@@ -81,6 +81,6 @@ def best_strength(sequences: Sequences, about: float) -> float:
         return math.exp(logs[least])
     below, at, above = errors[least - 1 : least + 2]
     curvature = below - 2 * at + above
-    # Errors that are all one number have no lowest place between them.
+    # Three equal errors have no minimum.
     shift = (below - above) / (2 * curvature) if curvature > 0 else 0.0
     return math.exp(logs[least] + shift * (logs[1] - logs[0]))

@@ -1,7 +1,7 @@
-"""The laboratory: small models on regression in context, where theory says in numbers what must be found.
+"""The laboratory: small models on in-context regression, where theory predicts the numbers.
 
-Each of its studies answers one question in a module of its own. This runs those that are chosen, in the order in which
-they are read, and puts their claims, charts and tables into one result.
+Each study answers one question and has its own module. This module runs the chosen studies in order and collects their
+claims, charts and tables into one result.
 """
 
 import importlib
@@ -27,11 +27,11 @@ _SILENT = SilentProgress()
 _NO_PIECES = NoPieceStore()
 
 FEW_SEEDS = 5
-"""Below so many seeds a reader is warned."""
+"""The result warns if it has fewer seeds."""
 
 STUDIES: dict[LabName, str] = {name: f"dualform.studies.laboratory.{name}" for name in LAB_NAMES}
-"""Where each study lives. It has a function of its own name, `(config, store, advance) -> LabStudy`, and
-`pieces(config) -> int`, how often that advances by 1."""
+"""Module of each study. It has a function with the study's name, `(config, store, advance) -> LabStudy`, and
+`pieces(config) -> int`, the number of times that function calls `advance(1, ...)`."""
 
 
 @accepts_cells
@@ -39,22 +39,22 @@ STUDIES: dict[LabName, str] = {name: f"dualform.studies.laboratory.{name}" for n
 def run_laboratory(
     config: RegressionConfig, *, pieces: PieceStore = _NO_PIECES, progress: Progress = _SILENT
 ) -> tuple[LaboratoryResult, pa.Table]:
-    """Run the studies that the settings name.
+    """Run the studies named in the settings.
 
     Args:
-        config: Which studies, over which seeds.
-        pieces: Keeps each finished training, from which a killed run goes on.
-        progress: Reports how far the work is, in pieces.
+        config: Settings of the laboratory.
+        pieces: Stores each finished training, so that an interrupted run can be resumed.
+        progress: Receives the progress, in pieces.
 
     Returns:
-        The result, and every number in it as a table: see `laboratory_table`.
+        The result, and all of its numbers as a table (see `laboratory_table`).
 
     Raises:
-        DualformError: A mistake in the settings that only a study can see, named before it trains anything.
+        DualformError: If a study finds a setting invalid, before it trains anything.
     """
     start = time.perf_counter()
     names = in_order(config.studies)
-    # A study loads what the others do without, so only those that were chosen are imported.
+    # Only chosen studies are imported: each loads libraries that the others do not need.
     modules = {name: importlib.import_module(STUDIES[name]) for name in names}
     progress.start(float(sum(module.pieces(config) for module in modules.values())))
     studies = [_run(name, module, config, pieces, progress) for name, module in modules.items()]
@@ -76,7 +76,7 @@ def run(config: RegressionConfig, context: StudyContext) -> StudyOutput:
 
 
 def in_order(names: Sequence[LabName]) -> tuple[LabName, ...]:
-    """Studies in the order in which they are run and read."""
+    """Studies in the order in which they are run and reported."""
     return tuple(sorted(names, key=LAB_NAMES.index))
 
 
@@ -88,39 +88,39 @@ def _run(
 
 
 class _StudyPieces:
-    """A study's own part of a store: two studies may train what they both call `linear, seed 1`."""
+    """A study's own part of a store, so that two studies may use the same name for different pieces."""
 
     def __init__(self, store: PieceStore, study: str) -> None:
         self._store = store
         self._study = study
 
     def get(self, name: str, inputs: str) -> Piece | None:
-        """The piece that this study keeps under a name."""
+        """The piece that this study stored under a name, or None."""
         piece = self._store.get(_named(self._study, name), inputs)
         return None if piece is None else replace(piece, name=name)
 
     def put(self, piece: Piece) -> None:
-        """Keep it for this study alone."""
+        """Store a piece for this study alone."""
         self._store.put(replace(piece, name=_named(self._study, piece.name)))
 
 
 def _named(study: str, name: str) -> str:
-    """The study's name in front, where it does not stand there already."""
+    """The name with the study's name in front, unless it already begins with it."""
     return name if name.startswith(f"{study}, ") else f"{study}, {name}"
 
 
 def _warnings(config: RegressionConfig) -> list[str]:
-    """What a reader must know of seeds and steps before believing the numbers."""
+    """Warnings about few seeds and short training."""
     notes = []
     n = len(config.seeds)
     if n == 1:
         notes.append("One seed has no interval: run several, with --seeds 1..5.")
     elif n < FEW_SEEDS:
-        notes.append(f"{n} seeds: Student's intervals over so few are wide, and rest on normality.")
+        notes.append(f"{n} seeds: Student's intervals over so few seeds are wide and assume a normal distribution.")
     if config.steps < 1:
         notes.append(
-            f"Models were trained for {config.steps:g} of the steps that the claims are made for: one that does not "
-            "hold may be for want of training. Leave out --steps to judge it."
+            f"Models were trained for {config.steps:g} of the steps that the claims assume, so a claim may fail for "
+            "lack of training. Leave out --steps to test it."
         )
     return notes
 
@@ -129,10 +129,9 @@ def laboratory_table(laboratory: Laboratory) -> pa.Table:
     """Every number of the laboratory, one a row.
 
     Returns:
-        Columns `study`; `kind` (`claim`, `chart` or `table`); `title` (of the chart or the table, or what the claim
-        says); `name` (of the curve or the row; null for a claim); `column` (of a table, else null); `x` (of a chart,
-        else null); `mean`, `low`, `high` (95 % interval), `n`; `holds` (of a claim, else null). What a number lacks is
-        null.
+        Columns `study`; `kind` (`claim`, `chart` or `table`); `title` (of the chart or table, or the claim itself);
+        `name` (of the curve or row; null for a claim); `column` (of a table, else null); `x` (of a chart, else null);
+        `mean`, `low`, `high` (95 % interval), `n`; `holds` (of a claim, else null). Missing values are null.
     """
     rows: list[dict[str, Any]] = []
     for study in laboratory.studies:

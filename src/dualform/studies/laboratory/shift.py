@@ -1,8 +1,8 @@
-"""What does a transformer that learned linear regression in context do outside of what it was trained on?
+"""What does a transformer trained on linear regression in context do outside its training distribution?
 
-An exact predictor knows nothing of training: least squares on larger inputs is least squares. A trained transformer is
-compared with such predictors on inputs, targets and lengths that it never saw; how many times it loses what the best of
-them loses, more than as trained, is due to the shift.
+Exact predictors do not depend on any training distribution. A trained transformer is compared with them on inputs,
+targets and lengths that it never saw. The cost of a shift is the ratio of its loss to that of the best exact predictor,
+divided by the same ratio on the training distribution.
 
 Source:
     arXiv:2208.01066, sections 4 and 5, and arXiv:2212.07677, section 3, for the shifts.
@@ -29,7 +29,7 @@ from dualform.lab.regression_tasks import RegressionTasks
 from dualform.studies.laboratory.causal_transformers import (
     TransformerShape,
     best_rate,
-    drawn,
+    draw_sequences,
     notes_on_size,
     predictions,
     tasks_of,
@@ -45,15 +45,15 @@ from dualform.studies.seed_statistics import over_seeds
 SHAPE = TransformerShape(layers=4, width=32)
 STEPS = 1500
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""Of inputs, and of weights, over those of training."""
+"""Scales of inputs and of weights, relative to training."""
 CONDITIONS = (1.0, 3.0, 10.0, 30.0, 100.0)
-"""Largest over smallest eigenvalue of the inputs' covariance."""
+"""Condition numbers: largest divided by smallest eigenvalue of the inputs' covariance."""
 NOISES = (0.0, 0.125, 0.25, 0.5, 1.0)
 LONGER = 3
-"""Times as many points as in training."""
+"""The longest sequences have this many times as many examples as in training."""
 
-SHOWN = 20.0
-"""The largest loss of an exact predictor that a chart has room for; tables have it all."""
+LARGEST_DRAWN = 20.0
+"""Largest loss of an exact predictor that is drawn in charts; tables have all."""
 
 Axis = Literal["input scale", "condition number", "weight scale", "noise"]
 AXES: dict[Axis, tuple[float, ...]] = {
@@ -62,8 +62,8 @@ AXES: dict[Axis, tuple[float, ...]] = {
     "weight scale": SCALES,
     "noise": NOISES,
 }
-AT_HOME: dict[Axis, float] = {"input scale": 1.0, "condition number": 1.0, "weight scale": 1.0, "noise": 0.0}
-"""What the transformer was trained on."""
+AS_TRAINED: dict[Axis, float] = {"input scale": 1.0, "condition number": 1.0, "weight scale": 1.0, "noise": 0.0}
+"""Values on which the transformer was trained."""
 
 LEAST_SQUARES = "least squares"
 GARG = "arXiv:2208.01066"
@@ -72,148 +72,151 @@ OSWALD = "arXiv:2212.07677"
 
 @dataclass(frozen=True)
 class ShiftLosses:
-    """Losses on one distribution: squared error to the clean y over its mean square, by point."""
+    """Losses on one distribution by point: squared error to the clean y divided by the mean square of the clean y."""
 
     own: Tensor
-    """Of the transformers, `(seed, point)`."""
+    """Losses of the transformers, `(seed, point)`."""
     exact: dict[str, Tensor]
-    """Of exact predictors, each `(point,)`."""
+    """Losses of exact predictors, each `(point,)`."""
 
     @property
     def own_mean(self) -> list[float]:
-        """By seed, over points with an example before them."""
+        """By seed, the transformer's mean loss over all points but the first."""
         return self.own[:, 1:].mean(1).tolist()
 
     def mean(self, name: str) -> float:
-        """An exact predictor's, over points with an example before them."""
+        """An exact predictor's mean loss over all points but the first."""
         return float(self.exact[name][1:].mean())
 
     @property
     def best(self) -> str:
-        """The exact predictor of the least mean loss: least squares, or with noise Bayes, which knows how much."""
+        """The exact predictor with the least mean loss: least squares, or with noise Bayes, which knows its size."""
         return min(self.exact, key=self.mean)
 
     @property
     def ratios(self) -> list[float]:
-        """By seed, the transformer's mean loss over that of the best exact predictor."""
+        """By seed, the transformer's mean loss divided by that of the best exact predictor."""
         return [own / self.mean(self.best) for own in self.own_mean]
 
-    def costs(self, at_home: "ShiftLosses") -> list[float]:
-        """By seed, `ratios` over what they were as trained; above 1 the shift costs something."""
-        return ratios(self.ratios, at_home.ratios)
+    def costs(self, as_trained: "ShiftLosses") -> list[float]:
+        """By seed, `ratios` divided by the ratios on the training distribution; above 1 the shift has a cost."""
+        return ratios(self.ratios, as_trained.ratios)
 
 
 def pieces(config: RegressionConfig) -> int:
-    """One training, all seeds at once."""
+    """Number of trainings: one, of all seeds at once."""
     return 1
 
 
 def shift(config: RegressionConfig, store: PieceStore, advance: Callable[[float, str], None]) -> LabStudy:
-    """Train a transformer on linear functions of normal inputs, and read it where it was not trained.
+    """Train a transformer on linear functions of normal inputs and measure it on shifted distributions.
 
     Args:
-        config: Seeds and sizes; dimension and points are cut to what is learned in a minute.
-        store: Keeps the finished training.
-        advance: Called with 1 as the training is done.
+        config: Settings of the laboratory; dimension and points are reduced to what is learned in a minute.
+        store: Stores the finished training.
+        advance: Called with 1 after the training.
     """
-    home = tasks_of(config)
-    model = trained(config, store, SHAPE, home, STEPS)
+    training_tasks = tasks_of(config)
+    model = trained(config, store, SHAPE, training_tasks, STEPS)
     advance(1.0, SHAPE.name)
-    # Rates are chosen at home, on other sequences, and kept: an exact predictor does not know of the shift either.
-    descent = best_rate(lambda rate: Descent(SHAPE.layers, rate), drawn(home, purpose="tuning"))
+    # The rate is chosen on the training distribution and kept under every shift, as the transformer is.
+    descent = best_rate(lambda rate: Descent(SHAPE.layers, rate), draw_sequences(training_tasks, purpose="tuning"))
     predictors: dict[str, Predictor] = {
         LEAST_SQUARES: LeastSquares(),
         "ridge 0.1": Ridge(0.1),
         f"descent, {SHAPE.layers} steps": descent,
         "3 nearest neighbours": NearestNeighbours(3),
     }
-    along = {
-        axis: {strength: read(model, shifted(home, axis, strength), predictors) for strength in strengths}
+    by_axis = {
+        axis: {strength: read(model, shifted(training_tasks, axis, strength), predictors) for strength in strengths}
         for axis, strengths in AXES.items()
     }
     targets = {
-        "linear, as trained": read(model, home, predictors),
-        f"sparse, {min(3, home.dimension - 1)} of {home.dimension}": read(model, sparse(home), predictors),
-        "network": read(model, replace(home, target="network"), predictors),
+        "linear, as trained": read(model, training_tasks, predictors),
+        f"sparse, {min(3, training_tasks.dimension - 1)} of {training_tasks.dimension}": read(
+            model, sparse(training_tasks), predictors
+        ),
+        "network": read(model, replace(training_tasks, target="network"), predictors),
     }
     blank = Decoders(model.config, config.seeds).requires_grad_(False)
-    largest = shifted(home, "weight scale", max(SCALES))
-    untrained = (read(blank, home, predictors), read(blank, largest, predictors))
-    longer = read(model, replace(home, points=LONGER * (home.points - 1) + 1), predictors)
+    largest = shifted(training_tasks, "weight scale", max(SCALES))
+    untrained = (read(blank, training_tasks, predictors), read(blank, largest, predictors))
+    longer = read(model, replace(training_tasks, points=LONGER * (training_tasks.points - 1) + 1), predictors)
     return LabStudy(
         name="shift",
         question="What does a transformer trained on linear regression do on other inputs, targets and lengths?",
-        answer=_answer(along, targets, longer, home),
-        claims=[*_exact_claims(along), *_trained_claims(along, longer, untrained, home)],
+        answer=_answer(by_axis, targets, longer, training_tasks),
+        claims=[*_exact_claims(by_axis), *_trained_claims(by_axis, longer, untrained, training_tasks)],
         charts=[
-            _ratio_chart(along),
-            *(_axis_chart(axis, readings) for axis, readings in along.items()),
-            _points_chart("Loss by examples in context, beyond training's length", longer, home.points - 1),
+            _ratio_chart(by_axis),
+            *(_axis_chart(axis, readings) for axis, readings in by_axis.items()),
+            _points_chart("Loss by examples in context, beyond training's length", longer, training_tasks.points - 1),
             *(
-                _points_chart(f"Loss by examples in context, target {name}", reading, home.points - 1)
+                _points_chart(f"Loss by examples in context, target {name}", reading, training_tasks.points - 1)
                 for name, reading in targets.items()
                 if reading is not targets["linear, as trained"]
             ),
         ],
-        tables=[_table(along, targets, longer, home)],
+        tables=[_table(by_axis, targets, longer, training_tasks)],
         notes=[*notes_on_size(config), _NOTE],
     )
 
 
 _NOTE = (
-    "Losses are to the clean y, over its mean square under the same shift. Ratios compare means over all points with "
-    "an example before them, because least squares without noise is exact once there are as many examples as "
-    "dimensions. With noise or a network's targets it errs without bound there."
+    "Losses are squared errors to the clean y, divided by its mean square under the same shift. Ratios compare means "
+    "over all points but the first. At a single point they would not exist: without noise, least squares is exact once "
+    "there are as many examples as dimensions; with noise or network targets its error there is unbounded."
 )
 
 
-def shifted(home: RegressionTasks, axis: Axis, strength: float) -> RegressionTasks:
-    """The tasks of training with one thing changed: scales are over training's, noise in units of y."""
+def shifted(training_tasks: RegressionTasks, axis: Axis, strength: float) -> RegressionTasks:
+    """The training tasks with one property changed; scales are relative to training, noise is in units of y."""
     if axis == "input scale":
-        return replace(home, input_scale=strength)
+        return replace(training_tasks, input_scale=strength)
     if axis == "condition number":
-        return replace(home, condition=strength)
+        return replace(training_tasks, condition=strength)
     if axis == "weight scale":
-        return replace(home, weight_scale=home.weight_deviation * strength)
-    return replace(home, noise=strength)
+        return replace(training_tasks, weight_scale=training_tasks.weight_deviation * strength)
+    return replace(training_tasks, noise=strength)
 
 
-def sparse(home: RegressionTasks) -> RegressionTasks:
-    """Linear functions of three coordinates, or of all but one where there are no more."""
-    return replace(home, target="sparse", sparsity=min(3, home.dimension - 1))
+def sparse(training_tasks: RegressionTasks) -> RegressionTasks:
+    """Linear functions of three coordinates, or of all but one if there are no more than three."""
+    return replace(training_tasks, target="sparse", sparsity=min(3, training_tasks.dimension - 1))
 
 
 def read(model: Decoders, tasks: RegressionTasks, predictors: dict[str, Predictor]) -> ShiftLosses:
-    """Losses of the transformers and of exact predictors on sequences that none was made for."""
-    sequences = drawn(tasks)
+    """Losses of the transformers and of exact predictors on new sequences."""
+    sequences = draw_sequences(tasks)
     own = errors_by_point(predictions(model, sequences), sequences.clean)
-    tried: dict[str, Predictor] = dict(predictors)
+    predictors = dict(predictors)
     if tasks.noise:
-        tried["Bayes, which knows the noise"] = Bayes(tasks.noise, tasks.weight_deviation)
+        predictors["Bayes, which knows the noise"] = Bayes(tasks.noise, tasks.weight_deviation)
     exact = {
-        name: errors_by_point(by_point(one, sequences.x, sequences.y), sequences.clean) for name, one in tried.items()
+        name: errors_by_point(by_point(predictor, sequences.x, sequences.y), sequences.clean)
+        for name, predictor in predictors.items()
     }
     return ShiftLosses(own, exact)
 
 
-Along = dict[Axis, dict[float, ShiftLosses]]
+LossesByAxis = dict[Axis, dict[float, ShiftLosses]]
 
 
-def _exact_claims(along: Along) -> list[Claim]:
-    """What holds of exact predictors without chance: least squares commutes with scales, ridge does not."""
+def _exact_claims(by_axis: LossesByAxis) -> list[Claim]:
+    """Claims about exact predictors: least squares does not depend on scales, ridge does."""
     claims = []
     axis: Axis
     for axis in ("input scale", "weight scale"):
         for name in (LEAST_SQUARES, "ridge 0.1"):
             if axis == "weight scale" and name != LEAST_SQUARES:
-                # Ridge is linear in y, and so indifferent to its scale.
+                # Ridge is linear in y, so that its relative loss does not depend on the scale of the weights either.
                 continue
-            losses = [reading.mean(name) for reading in along[axis].values()]
+            losses = [reading.mean(name) for reading in by_axis[axis].values()]
             spread = max(losses) / min(losses) - 1
             claims.append(
                 Claim(
                     says=f"The relative loss of {name} does not depend on the {axis}.",
-                    expected="largest over smallest loss, less 1: below 1e-6",
+                    expected="largest / smallest loss, minus 1: below 1e-6",
                     found=over_seeds([spread]),
                     holds=spread < 1e-6,
                     must_fail=name != LEAST_SQUARES,
@@ -223,11 +226,14 @@ def _exact_claims(along: Along) -> list[Claim]:
 
 
 def _trained_claims(
-    along: Along, longer: ShiftLosses, untrained: tuple[ShiftLosses, ShiftLosses], home: RegressionTasks
+    by_axis: LossesByAxis,
+    longer: ShiftLosses,
+    untrained: tuple[ShiftLosses, ShiftLosses],
+    training_tasks: RegressionTasks,
 ) -> list[Claim]:
-    """What training leaves: a transformer loses more where it was not trained.
+    """Claims that a transformer's loss is larger outside its training distribution.
 
-    Not of skewed inputs: with fewer directions that matter there is less to lose, and that says nothing of training.
+    Skewed inputs are left out: with fewer effective dimensions the task itself is easier.
     """
     claims = []
     axis: Axis
@@ -235,70 +241,70 @@ def _trained_claims(
         ("input scale", f"{OSWALD}, section 3"),
         ("weight scale", f"{GARG}, section 4"),
     ):
-        furthest = max(along[axis])
-        at_home, away = along[axis][AT_HOME[axis]], along[axis][furthest]
-        claims.append(_loses_more("A trained transformer", f"{axis} {furthest:g}", at_home, away, source))
-    # What has learned nothing has nothing to lose: larger targets only make what it says matter less.
+        furthest = max(by_axis[axis])
+        as_trained, shifted_losses = by_axis[axis][AS_TRAINED[axis]], by_axis[axis][furthest]
+        claims.append(_larger_loss("A trained transformer", f"{axis} {furthest:g}", as_trained, shifted_losses, source))
+    # An untrained transformer must fail: larger targets only make its output less important.
     scale = f"weight scale {max(SCALES):g}"
-    claims.append(_loses_more("An untrained transformer", scale, *untrained, f"{GARG}, section 4", must_fail=True))
-    learned, beyond = (longer.own[:, n].tolist() for n in (home.points - 1, -1))
-    gained = over_seeds(ratios(beyond, learned))
+    claims.append(_larger_loss("An untrained transformer", scale, *untrained, f"{GARG}, section 4", must_fail=True))
+    learned, beyond = (longer.own[:, n].tolist() for n in (training_tasks.points - 1, -1))
+    ratio = over_seeds(ratios(beyond, learned))
     claims.append(
         Claim(
-            says=f"A trained transformer goes on to learn from {LONGER} times as many examples as in training.",
-            expected="loss after all of them over loss after as many as in training: below 1 with its interval",
-            found=gained,
-            holds=holds_below(gained, 1.0),
+            says=f"A trained transformer's loss still falls with {LONGER} times as many examples as in training.",
+            expected="ratio of the loss after all examples and after as many as in training: whole interval below 1",
+            found=ratio,
+            holds=holds_below(ratio, 1.0),
             source=f"{GARG}, section 4",
         )
     )
     return claims
 
 
-def _loses_more(
-    who: str, where: str, at_home: ShiftLosses, away: ShiftLosses, source: str, must_fail: bool = False
+def _larger_loss(
+    model: str, shift: str, as_trained: ShiftLosses, shifted_losses: ShiftLosses, source: str, must_fail: bool = False
 ) -> Claim:
-    found = over_seeds(ratios(away.own_mean, at_home.own_mean))
+    ratio = over_seeds(ratios(shifted_losses.own_mean, as_trained.own_mean))
     return Claim(
-        says=f"{who} loses more at {where} than as trained.",
-        expected="loss over the mean square of y, there over as trained: above 1 with its interval",
-        found=found,
-        holds=holds_above(found, 1.0, must_fail),
+        says=f"{model} has a larger relative loss at {shift} than on the training distribution.",
+        expected="ratio of relative losses, shifted / as trained: whole interval above 1",
+        found=ratio,
+        holds=holds_above(ratio, 1.0, must_fail),
         must_fail=must_fail,
         source=source,
     )
 
 
-def _ratio_chart(along: Along) -> LabChart:
-    """All axes in one: the transformer alone, by how far the shift goes, on an axis of each curve's own units."""
+def _ratio_chart(by_axis: LossesByAxis) -> LabChart:
+    """The transformer's ratios for all axes in one chart; each curve has its own unit on the x axis."""
     return LabChart(
-        title="The transformer's loss over that of the best exact predictor, by shift",
-        x="scale over training's, or condition number, or noise in units of y",
-        y="loss over the best exact predictor's",
+        title="Loss of the transformer divided by that of the best exact predictor, by shift",
+        x="scale relative to training, or condition number, or noise in units of y",
+        y="loss / best exact predictor's loss",
         log_x=True,
         log_y=True,
         curves=[
             LabCurve(
                 name=axis,
-                # Noise 0, as trained, has no place on a logarithmic axis; the other curves show the ratio as trained.
+                # Noise 0 cannot be drawn on a log axis; the other curves show the ratio on the training distribution.
                 x=[strength for strength in readings if strength > 0],
-                y=[over_seeds(one.ratios) for strength, one in readings.items() if strength > 0],
+                y=[over_seeds(losses.ratios) for strength, losses in readings.items() if strength > 0],
             )
-            for axis, readings in along.items()
+            for axis, readings in by_axis.items()
         ],
-        note="The best is least squares, with noise Bayes, which knows how much. Trained at scales and condition "
-        "number 1, without noise.",
+        note="The best exact predictor is least squares, or with noise Bayes, which knows its size. The transformer "
+        "was trained at scales and condition number 1, without noise.",
     )
 
 
 def _axis_chart(axis: Axis, readings: dict[float, ShiftLosses]) -> LabChart:
-    """Losses themselves; Bayes has none where there is no noise."""
-    names = list(dict.fromkeys(name for one in readings.values() for name in one.exact))
-    drawn_losses = {
+    """Losses along one axis; Bayes has a curve only where there is noise."""
+    names = list(dict.fromkeys(name for losses in readings.values() for name in losses.exact))
+    exact_losses = {
         name: {
-            strength: one.mean(name)
-            for strength, one in readings.items()
-            if name in one.exact and one.mean(name) <= SHOWN
+            strength: losses.mean(name)
+            for strength, losses in readings.items()
+            if name in losses.exact and losses.mean(name) <= LARGEST_DRAWN
         }
         for name in names
     }
@@ -309,11 +315,15 @@ def _axis_chart(axis: Axis, readings: dict[float, ShiftLosses]) -> LabChart:
         log_x=axis != "noise",
         log_y=True,
         curves=[
-            LabCurve(name="transformer", x=list(readings), y=[over_seeds(one.own_mean) for one in readings.values()]),
-            *(exact_curve(name, list(losses), list(losses.values())) for name, losses in drawn_losses.items()),
+            LabCurve(
+                name="transformer",
+                x=list(readings),
+                y=[over_seeds(losses.own_mean) for losses in readings.values()],
+            ),
+            *(exact_curve(name, list(losses), list(losses.values())) for name, losses in exact_losses.items()),
         ],
-        note=f"Mean over points with an example before them. Trained at {AT_HOME[axis]:g}. Losses above {SHOWN:g}, of "
-        "descent that diverges or of least squares that meets noise, are left out.",
+        note=f"Mean over all points but the first. Trained at {AS_TRAINED[axis]:g}. Losses above {LARGEST_DRAWN:g} (of "
+        "diverging descent, or of least squares with noise) are left out.",
     )
 
 
@@ -322,7 +332,7 @@ def _axis_label(axis: Axis) -> str:
         return "condition number of the inputs' covariance"
     if axis == "noise":
         return "standard deviation of the noise, in units of y"
-    return f"{axis}, over training's"
+    return f"{axis}, relative to training"
 
 
 def _points_chart(title: str, reading: ShiftLosses, in_training: int) -> LabChart:
@@ -336,28 +346,30 @@ def _points_chart(title: str, reading: ShiftLosses, in_training: int) -> LabChar
             seed_curve("transformer", points, reading.own),
             *(exact_curve(name, points, loss.tolist(), LEAST_SHOWN) for name, loss in reading.exact.items()),
         ],
-        note=f"Trained on up to {in_training} examples. Errors below {LEAST_SHOWN:g} are drawn there.",
+        note=f"Trained on up to {in_training} examples. Errors below {LEAST_SHOWN:g} are drawn at {LEAST_SHOWN:g}.",
     )
 
 
-def _table(along: Along, targets: dict[str, ShiftLosses], longer: ShiftLosses, home: RegressionTasks) -> LabTable:
+def _table(
+    by_axis: LossesByAxis, targets: dict[str, ShiftLosses], longer: ShiftLosses, training_tasks: RegressionTasks
+) -> LabTable:
     readings = {f"target {name}": reading for name, reading in targets.items()}
     readings |= {
         f"{axis} {strength:g}": reading
-        for axis, row in along.items()
+        for axis, row in by_axis.items()
         for strength, reading in row.items()
-        if strength != AT_HOME[axis]
+        if strength != AS_TRAINED[axis]
     }
-    readings[f"{longer.own.shape[1] - 1} examples rather than {home.points - 1}"] = longer
-    at_home = targets["linear, as trained"]
-    names = list(at_home.exact)
+    readings[f"{longer.own.shape[1] - 1} examples rather than {training_tasks.points - 1}"] = longer
+    as_trained = targets["linear, as trained"]
+    names = list(as_trained.exact)
     return LabTable(
         title="Loss of the transformer and of exact predictors, by shift",
         columns=[
             "transformer",
             *names,
-            "transformer over the best",
-            "of this, over as trained",
+            "transformer / best",
+            "relative to as trained",
             "transformer after all examples",
         ],
         rows=[
@@ -367,47 +379,50 @@ def _table(along: Along, targets: dict[str, ShiftLosses], longer: ShiftLosses, h
                     over_seeds(reading.own_mean),
                     *(over_seeds([reading.mean(exact)]) for exact in names),
                     over_seeds(reading.ratios),
-                    over_seeds(reading.costs(at_home)),
+                    over_seeds(reading.costs(as_trained)),
                     over_seeds(reading.own[:, -1].tolist()),
                 ],
             )
             for name, reading in readings.items()
         ],
-        note="Means over points with an example before them, but for the last column. The best is the exact predictor "
-        "of the least loss, with noise Bayes, which knows how much. What is over as trained is a ratio of ratios, "
-        "seed by seed: above 1 is what the shift costs.",
+        note="Means over all points but the first, except in the last column. The best is the exact predictor with the "
+        "least loss; with noise it is Bayes, which knows its size. The column relative to as trained divides the "
+        "ratio by that on the training distribution, seed by seed; above 1 the shift has a cost.",
     )
 
 
-def _answer(along: Along, targets: dict[str, ShiftLosses], longer: ShiftLosses, home: RegressionTasks) -> str:
-    at_home, *others = targets.values()
+def _answer(
+    by_axis: LossesByAxis, targets: dict[str, ShiftLosses], longer: ShiftLosses, training_tasks: RegressionTasks
+) -> str:
+    as_trained, *others = targets.values()
     times = {
-        f"{axis} {strength:g}": mean(reading.costs(at_home))
-        for axis, readings in along.items()
+        f"{axis} {strength:g}": mean(reading.costs(as_trained))
+        for axis, readings in by_axis.items()
         if axis != "noise"
         for strength, reading in readings.items()
-        if strength != AT_HOME[axis]
+        if strength != AS_TRAINED[axis]
     }
     _, *names = targets
-    elsewhere = ", ".join(f"{name} {mean(one.costs(at_home)):.2f}" for name, one in zip(names, others, strict=True))
-    inside, beyond = (mean(longer.own[:, n].tolist()) for n in (home.points - 1, -1))
+    on_others = ", ".join(
+        f"{name} {mean(losses.costs(as_trained)):.2f}" for name, losses in zip(names, others, strict=True)
+    )
+    inside, beyond = (mean(longer.own[:, n].tolist()) for n in (training_tasks.points - 1, -1))
     return (
-        f"As trained, a transformer's loss is {mean(at_home.ratios):.2f} times that of the best exact predictor. "
-        f"{_dearest(times)} On other targets it is, over as trained: {elsewhere}. After {home.points - 1} examples, as "
-        f"many as in training, its loss is {inside:.3g}, after {longer.own.shape[1] - 1} {beyond:.3g}."
+        "On the training distribution a transformer's loss is "
+        f"{mean(as_trained.ratios):.2f} times that of the best exact predictor. {_describe_costs(times)} Other targets "
+        f"multiply this ratio by: {on_others}. Its loss is {inside:.3g} after {training_tasks.points - 1} examples, as "
+        f"many as in training, and {beyond:.3g} after {longer.own.shape[1] - 1}."
     )
 
 
-def _dearest(times: dict[str, float]) -> str:
-    """Which shifts multiply that ratio most and least; only what is above 1 is a cost."""
+def _describe_costs(times: dict[str, float]) -> str:
+    """Sentence naming the shifts that multiply the ratio most and least; only a factor above 1 is a cost."""
     *_, worst = ranked = sorted(times, key=lambda name: times[name])
     least = ranked[0]
     if times[worst] <= 1:
-        return (
-            f"No shift of inputs and weights costs anything: at most it is {times[worst]:.3g} times this, at {worst}."
-        )
-    most = f"Of the shifts of inputs and weights {worst} costs most ({times[worst]:.3g} times this)"
+        return f"No shift of inputs or weights raises this ratio; the largest factor is {times[worst]:.3g}, at {worst}."
+    most = f"Among shifts of inputs and weights, {worst} raises this ratio most (by a factor of {times[worst]:.3g})"
     if times[least] > 1:
-        return f"{most} and {least} least ({times[least]:.3g} times)."
-    free = sum(value <= 1 for value in times.values())
-    return f"{most}; {free} of {len(times)} cost nothing, {least} the least of them ({times[least]:.3g} times)."
+        return f"{most} and {least} least ({times[least]:.3g})."
+    harmless = sum(value <= 1 for value in times.values())
+    return f"{most}; {harmless} of {len(times)} do not raise it (lowest factor {times[least]:.3g}, at {least})."

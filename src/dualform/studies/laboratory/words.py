@@ -1,4 +1,4 @@
-"""What the laboratory found, in words: which claims hold, and which do not."""
+"""Sentences about a result of the laboratory: which claims hold, and which do not."""
 
 import math
 from collections.abc import Iterable
@@ -11,110 +11,109 @@ from dualform.studies.laboratory.result import Claim, LaboratoryResult, LabStudy
 
 HOLDS = "holds"
 FAILS = "does not hold"
-FAILS_AS_IT_SHOULD = "must fail: fails, as it should"
-HOLDS_WHERE_IT_MUST_NOT = "must fail, but holds"
+FAILS_AS_EXPECTED = "fails, as it must"
+HOLDS_UNEXPECTEDLY = "must fail, but holds"
 UNMEASURED = "could not be measured"
 MUST_FAIL_UNMEASURED = f"must fail: {UNMEASURED}"
 
 
 @dataclass(frozen=True)
 class Count:
-    """How many claims are as they should be."""
+    """How many claims hold, and how many of the cases that must fail do."""
 
     claims: int
+    """Claims, without the cases that must fail."""
     hold: int
+    """Claims that hold."""
     must_fail: int
-    """Cases made so that a claim is false."""
+    """Cases constructed so that a claim is false."""
     fail: int
-    """Those of them in which it is."""
+    """Cases of these that do fail."""
     unmeasured: int = 0
-    """Claims and cases without a number, which neither hold nor fail."""
+    """Claims and cases without a number; they neither hold nor fail."""
 
     @property
     def right(self) -> bool:
-        """Whether nothing is amiss."""
+        """Whether every claim holds and every case that must fail does."""
         return self.hold == self.claims and self.fail == self.must_fail
 
 
-def counted(claims: Iterable[Claim]) -> Count:
-    """Claims that hold, and cases that must fail and do."""
+def count_claims(claims: Iterable[Claim]) -> Count:
+    """Counts of claims that hold and of cases that fail as they must."""
     claims = list(claims)
     plain = [claim for claim in claims if not claim.must_fail]
-    broken = [claim for claim in claims if claim.must_fail]
+    cases = [claim for claim in claims if claim.must_fail]
     return Count(
         claims=len(plain),
-        hold=sum(map(as_it_should, plain)),
-        must_fail=len(broken),
-        fail=sum(map(as_it_should, broken)),
+        hold=sum(map(as_expected, plain)),
+        must_fail=len(cases),
+        fail=sum(map(as_expected, cases)),
         unmeasured=sum(not measured(claim) for claim in claims),
     )
 
 
 def measured(claim: Claim) -> bool:
-    """Whether there is a number for it; without one nothing was put to the test."""
+    """Whether the claim has a number; without one it was not tested."""
     return finite(claim.found.mean) is not None
 
 
-def as_it_should(claim: Claim) -> bool:
-    """Whether a claim holds, or a case that must fail does; never without a number."""
+def as_expected(claim: Claim) -> bool:
+    """Whether a claim holds, or a case that must fail does. False without a number."""
     return measured(claim) and claim.holds != claim.must_fail
 
 
-def mark(claim: Claim) -> str:
-    """How a claim stands, in words."""
+def status(claim: Claim) -> str:
+    """Status of a claim in words, such as `holds` or `fails, as it must`."""
     if not measured(claim):
         return MUST_FAIL_UNMEASURED if claim.must_fail else UNMEASURED
     if claim.must_fail:
-        return HOLDS_WHERE_IT_MUST_NOT if claim.holds else FAILS_AS_IT_SHOULD
+        return HOLDS_UNEXPECTEDLY if claim.holds else FAILS_AS_EXPECTED
     return HOLDS if claim.holds else FAILS
 
 
 def laboratory_verdict(result: LaboratoryResult) -> list[str]:
-    """How many claims hold, which do not or could not be measured, and what each study answers.
+    """How many claims hold, which do not or could not be measured, and each study's answer.
 
     Args:
-        result: Any result; one without a laboratory has no verdict.
+        result: Result of the laboratory. Without any study the list is empty.
 
     Returns:
-        Plain sentences without markup, which may hold text that others wrote: escape them before they go into a page.
+        Plain sentences without markup. They may contain text from outside: escape them before they go into a page.
     """
     studies = result.laboratory.studies if result.laboratory is not None else []
     if not studies:
         return []
-    count = counted(claim for study in studies for claim in study.claims)
+    count = count_claims(claim for study in studies for claim in study.claims)
     sentences = [count_sentence(count)]
     for study in studies:
-        sentences += [_amiss(study, claim) for claim in study.claims if not as_it_should(claim)]
+        sentences += [_problem(study, claim) for claim in study.claims if not as_expected(claim)]
     return sentences + [f"{capital(study.name)}: {study.answer}" for study in studies if study.answer]
 
 
 def count_sentence(count: Count) -> str:
-    """How many of how many: `31 of 32 claims hold, and 12 of 12 cases that must fail do.`.
-
-    What could not be measured is among neither, and is counted behind: `...; 1 could not be measured.`.
-    """
-    held = f"{count.hold:,} of {plural(count.claims, 'claim')} {'holds' if count.claims == 1 else 'hold'}"
-    failed = f"{count.fail:,} of {plural(count.must_fail, 'case')} that must fail"
-    failed += " does" if count.must_fail == 1 else " do"
-    parts = [held] * bool(count.claims) + [failed] * bool(count.must_fail)
+    """Such as `31 of 32 claims hold, and 12 of 12 cases that must fail do; 1 could not be measured.`."""
+    hold = f"{count.hold:,} of {plural(count.claims, 'claim')} {'holds' if count.claims == 1 else 'hold'}"
+    fail = f"{count.fail:,} of {plural(count.must_fail, 'case')} that must fail"
+    fail += " does" if count.must_fail == 1 else " do"
+    parts = [hold] * bool(count.claims) + [fail] * bool(count.must_fail)
     if not parts:
-        return "No claim was put to the test."
+        return "No claim was tested."
     unmeasured = f"; {count.unmeasured:,} {UNMEASURED}" if count.unmeasured else ""
     return f"{', and '.join(parts)}{unmeasured}."
 
 
-def _amiss(study: LabStudy, claim: Claim) -> str:
+def _problem(study: LabStudy, claim: Claim) -> str:
     says = claim.says.rstrip(". ")
     if not measured(claim):
-        whose = f"{study.name}, must fail" if claim.must_fail else study.name
-        return f"{capital(UNMEASURED)} ({whose}): {says}. Expected {claim.expected.rstrip('. ')}."
-    found = found_text(claim.found)
+        name = f"{study.name}, must fail" if claim.must_fail else study.name
+        return f"{capital(UNMEASURED)} ({name}): {says}. Expected {claim.expected.rstrip('. ')}."
+    estimate = estimate_text(claim.found)
     if claim.must_fail:
-        return f"Holds where it must fail ({study.name}): {says}. Found {found}: this run does not tell the case apart."
-    return f"Does not hold ({study.name}): {says}. Expected {claim.expected.rstrip('. ')}, found {found}."
+        return f"Holds, but must fail ({study.name}): {says}. Measured {estimate}."
+    return f"Does not hold ({study.name}): {says}. Expected {claim.expected.rstrip('. ')}, measured {estimate}."
 
 
-def found_text(estimate: Estimate) -> str:
+def estimate_text(estimate: Estimate) -> str:
     """`0.2071 (0.2060 to 0.2082)`; the number alone without an interval."""
     interval = f" ({number_interval(estimate.ci95)})" if known(estimate.ci95) else ""
     return number(estimate.mean) + interval
@@ -123,23 +122,23 @@ def found_text(estimate: Estimate) -> str:
 def number(value: float | None) -> str:
     """Four significant digits, thousands grouped: `0.2071`, `1,230`; the largest and smallest as `3.21e-16`.
 
-    What is 1 but for little is told by how little, because that is what was asked: `1 - 2.2e-16`.
+    A value within 5e-5 of 1 is written with its deviation, such as `1 - 2.2e-16`.
     """
-    found = finite(value)
-    if found is None:
+    x = finite(value)
+    if x is None:
         return MISSING
-    if found in (0, 1):
-        return str(int(found))
-    if abs(found - 1) < 5e-5:
-        return f"1 {'+' if found > 1 else '-'} {abs(found - 1):.1e}"
-    if not 1e-4 <= abs(found) < 1e6:
-        return f"{found:.2e}"
-    # Rounded first, for what becomes 10 has one digit more in front.
-    found = float(f"{found:.3e}")
-    return f"{found:,.{max(0, 3 - math.floor(math.log10(abs(found))))}f}"
+    if x in (0, 1):
+        return str(int(x))
+    if abs(x - 1) < 5e-5:
+        return f"1 {'+' if x > 1 else '-'} {abs(x - 1):.1e}"
+    if not 1e-4 <= abs(x) < 1e6:
+        return f"{x:.2e}"
+    # Round first: 9.9999 becomes 10.00, which has one decimal fewer.
+    x = float(f"{x:.3e}")
+    return f"{x:,.{max(0, 3 - math.floor(math.log10(abs(x))))}f}"
 
 
 def number_interval(interval: Interval) -> str:
-    """The same for an interval, as `0.2060 to 0.2082`."""
+    """An interval in the format of `number`, such as `0.2060 to 0.2082`."""
     ends = known(interval)
     return MISSING if ends is None else f"{number(ends[0])} to {number(ends[1])}"

@@ -11,7 +11,7 @@ from dualform.studies.momentum.config import LINEAR, Arm
 
 
 def prepare_for(arm: Arm) -> Callable[[PreTrainedModel], None] | None:
-    """What makes a new model attend as an arm does; None for vanilla."""
+    """A function that gives a new model the attention of an arm; None for vanilla."""
 
     def prepare(model: PreTrainedModel) -> None:
         eta = arm.eta or 0.0
@@ -23,7 +23,7 @@ def prepare_for(arm: Arm) -> Callable[[PreTrainedModel], None] | None:
         elif arm.kind in ("momentum", "normalised", "linear-momentum", "learned"):
             learned = arm.kind == "learned"
             apply_momentum(model, eta, learned=learned, per_head=learned, normalised=arm.kind == "normalised")
-        # Checkpoints keep it, so that no run goes on as another arm.
+        # Checkpoints store it, so that a run is not resumed as another arm.
         model.config.dualform_arm = arm.name
 
     return None if arm.kind == "vanilla" else prepare

@@ -1,7 +1,7 @@
-"""A comparison of momentum attention with vanilla as charts: one function a chart, None where there is nothing to draw.
+"""Charts of a comparison of momentum attention with vanilla; each function returns None if there is nothing to draw.
 
-Arms keep their colours from chart to chart. Differences stand in panels by what is subtracted, the etas of momentum
-apart from other arms, because a difference from linear attention says nothing of one from softmax attention.
+Arms have the same colour in all charts. Differences from different baselines are drawn in separate panels, because they
+cannot be compared with each other; momentum with its etas has a panel of its own.
 """
 
 from collections.abc import Sequence
@@ -36,16 +36,16 @@ from dualform.studies.momentum.figures import (
 from dualform.studies.momentum.result import MomentumArm, MomentumReport, MomentumResult, RegressionCurve
 
 NUMBER_GAP = 64
-"""Pixels that an axis of numbers takes."""
+"""Width of an axis of numbers in pixels."""
 NAME_GAP = 130
-"""Pixels that names take left of a panel."""
+"""Width of the names left of a panel in pixels."""
 ROW = 24
-"""Pixels of an arm in a panel of tasks."""
+"""Height of an arm in a panel of tasks in pixels."""
 CURVES: Size = {"width": 340, "height": 190}
-"""Pixels of a panel of curves."""
+"""Size of a panel of curves in pixels."""
 
 ETA_COLOURS = ("#56B4E9", "#0072B2", "#7F6BB3", "#CC79A7")
-"""Of momentum with fixed etas, from the smallest to the largest; those between are mixed."""
+"""Colours of momentum arms from the smallest to the largest eta; those between are interpolated."""
 KIND_COLOURS = {
     "vanilla": "#8A8F98",
     "normalised": "#009E73",
@@ -62,24 +62,24 @@ REFERENCES: dict[str, list[int]] = {
     "gradient descent": [6, 4],
     "heavy ball": [8, 3, 2, 3],
 }
-"""Kinds of exact predictors and their dashes."""
+"""Dash patterns of exact predictors."""
 
 FAR_BELOW = 0.1
-"""Of the arms' smallest error: exact predictors are not followed below that, where they may reach zero."""
+"""Errors of exact predictors, which may reach zero, are not drawn below this share of the arms' smallest error."""
 
 EARLY = 0.1
-"""Share of training whose differences are left out: they are large, whatever comes of them."""
+"""Differences in this first share of training are not drawn: they are large for all arms."""
 
 NATS = "nats a token"
 """Unit of a loss."""
 
 SIGNED = "datum.value === 0 ? '0' : format(datum.value, '+~f')"
-"""Differences with their sign, but for zero."""
+"""Vega expression that formats differences with their sign, except for zero."""
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Arms that are drawn in one panel, all less the same baseline."""
+    """Arms that are drawn in one panel as differences from the same baseline."""
 
     title: str
     baseline: str
@@ -94,21 +94,21 @@ def arm_colours(report: MomentumReport) -> dict[str, str]:
     for arm in report.arms:
         eta = finite(arm.eta)
         if arm.kind == MOMENTUM and eta is not None:
-            colours[arm.name] = _mixed(etas.index(eta) / max(1, len(etas) - 1))
+            colours[arm.name] = _interpolated_colour(etas.index(eta) / max(1, len(etas) - 1))
         else:
-            # Not hash(): it differs from one Python process to the next, and a page must not.
+            # Not hash(), which differs between Python processes.
             spare = SPARE_COLOURS[sum(arm.kind.encode()) % len(SPARE_COLOURS)]
             colours[arm.name] = KIND_COLOURS.get(arm.kind, spare)
     return colours
 
 
 def difference_chart(result: MomentumResult) -> alt.TopLevelMixin | None:
-    """Loss less the baseline's at full length: over eta for momentum, by name for other arms; seeds as small dots."""
+    """Loss minus the baseline's at full length, by eta for momentum and by name for other arms."""
     report = result.momentum
     if report is None:
         return None
     length = full_length(report)
-    drawn = []
+    charts = []
     for baseline in baselines(report):
         groups = [
             (group, rows)
@@ -119,13 +119,13 @@ def difference_chart(result: MomentumResult) -> alt.TopLevelMixin | None:
         seeds = [_seed_rows(group.arms, length) for group, _ in groups]
         ends = [row[end] for _, rows in groups for row in rows for end in ("low", "high")]
         ends += [row["mean"] for rows in seeds for row in rows]
-        # One scale for what has one baseline, so that panels can be compared.
+        # Panels with the same baseline share a scale, so that they can be compared.
         domain = around([0.0, *ends], least=0.001, part=0.06)
         y = Numbers("mean", NATS, domain=domain, nice=False, labels=SIGNED)
-        drawn += [
+        charts += [
             _difference_panel(report, group, rows, dots, y) for (group, rows), dots in zip(groups, seeds, strict=True)
         ]
-    return panels(drawn, columns=3, gap=NUMBER_GAP, row_gap=130)
+    return panels(charts, columns=3, gap=NUMBER_GAP, row_gap=130)
 
 
 def training_chart(result: MomentumResult) -> alt.TopLevelMixin | None:
@@ -141,21 +141,21 @@ def training_chart(result: MomentumResult) -> alt.TopLevelMixin | None:
     colour = _colour(report, _legend("stroke"))
     hover: list[Hint] = ["arm", ("tokens", ","), ("loss", ".4f", NATS)]
     title = "validation loss, nats a token"
-    drawn = [line_chart(every, x, Numbers("loss"), colour=colour, hover=hover, title=title, **CURVES)]
-    begun = EARLY * max(row["tokens"] for row in every)
+    charts = [line_chart(every, x, Numbers("loss"), colour=colour, hover=hover, title=title, **CURVES)]
+    first = EARLY * max(row["tokens"] for row in every)
     for group in _groups(report):
         base = {row["tokens"]: row["loss"] for row in losses.get(group.baseline, [])}
         rows = [
             row | {"difference": row["loss"] - base[row["tokens"]]}
             for arm in group.arms
             for row in losses.get(arm.name, [])
-            if row["tokens"] in base and row["tokens"] >= begun
+            if row["tokens"] in base and row["tokens"] >= first
         ]
         if rows:
             y, more = Numbers("difference", NATS, labels=SIGNED), ("difference", "+.4f")
-            look: dict[str, Any] = {"colour": colour, "hover": [*hover, more], "zero": True, "title": group.title}
-            drawn.append(line_chart(rows, x, y, **look, **CURVES))
-    return panels(drawn, columns=2, gap=NUMBER_GAP, row_gap=84)
+            style: dict[str, Any] = {"colour": colour, "hover": [*hover, more], "zero": True, "title": group.title}
+            charts.append(line_chart(rows, x, y, **style, **CURVES))
+    return panels(charts, columns=2, gap=NUMBER_GAP, row_gap=84)
 
 
 def length_chart(result: MomentumResult) -> alt.TopLevelMixin | None:
@@ -163,22 +163,22 @@ def length_chart(result: MomentumResult) -> alt.TopLevelMixin | None:
     report = result.momentum
     if report is None:
         return None
-    found = [length for length in lengths(report) if any(perplexity_at(arm, length) for arm in report.arms)]
-    if len(found) < 2:
+    measured = [length for length in lengths(report) if any(perplexity_at(arm, length) for arm in report.arms)]
+    if len(measured) < 2:
         return None
-    x = Names("length", [length_name(length) for length in found], "tokens of text")
+    x = Names("length", [length_name(length) for length in measured], "tokens of text")
     colour, text = _colour(report, _legend()), ("length", "", "tokens of text")
 
     def rows_of(arms: Sequence[MomentumArm], read: Any) -> list[dict[str, Any]]:
         return [
             row | {"length": length_name(length)}
             for arm in arms
-            for length in found
+            for length in measured
             if (row := _row(arm, read(arm, length))) is not None
         ]
 
     rows = rows_of(report.arms, lambda arm, length: arm.perplexity.get(length))
-    drawn = [
+    charts = [
         line_chart(
             rows,
             x,
@@ -202,14 +202,14 @@ def length_chart(result: MomentumResult) -> alt.TopLevelMixin | None:
             plot.thin()
             plot.intervals(rows, width=2.5)
             plot.dots(rows, size=60)
-            drawn.append(plot.chart(**CURVES, title=group.title))
-    chart = panels(drawn, columns=2, gap=NUMBER_GAP, row_gap=84)
-    # Each panel keeps the width of a length for its own arms.
+            charts.append(plot.chart(**CURVES, title=group.title))
+    chart = panels(charts, columns=2, gap=NUMBER_GAP, row_gap=84)
+    # Each panel divides the width of a length among its own arms only.
     return None if chart is None else chart.resolve_scale(xOffset="independent")
 
 
 def regression_chart(result: MomentumResult) -> alt.TopLevelMixin | None:
-    """Error in in-context regression by examples seen, a panel a condition number; exact predictors dashed."""
+    """Error in in-context regression by examples in context, one panel for each condition number."""
     report = result.momentum
     if report is None or report.regression is None:
         return None
@@ -221,16 +221,16 @@ def regression_chart(result: MomentumResult) -> alt.TopLevelMixin | None:
         for name, curve in references_at(regression, condition).items():
             rows += [row for row in _error_rows(curve, name, exact=True) if row["mean"] >= floor]
         by_condition[condition] = rows
-    shown = {row["arm"] for rows in by_condition.values() for row in rows}
-    inks = arm_colours(report)
-    arms = list(dict.fromkeys(curve.arm for curve in regression.curves if curve.arm in shown))
-    exact = [name for name in regression.references if name in shown]
-    look = {name: (inks.get(name, MEASURE_COLOUR), [1, 0]) for name in arms}
-    look |= {name: (MEASURE_COLOUR, REFERENCES.get(exact_kind(name), [4, 4])) for name in exact}
-    colour = colours("arm", {name: ink for name, (ink, _) in look.items()}, _legend("stroke"))
-    dash = dashes("arm", {name: each for name, (_, each) in look.items()}, _legend("stroke"))
-    x = Numbers("seen", "examples seen", "d", nice=False, ticks=6, grid=False)
-    drawn = [
+    names = {row["arm"] for rows in by_condition.values() for row in rows}
+    own_colours = arm_colours(report)
+    arms = list(dict.fromkeys(curve.arm for curve in regression.curves if curve.arm in names))
+    exact = [name for name in regression.references if name in names]
+    styles = {name: (own_colours.get(name, MEASURE_COLOUR), [1, 0]) for name in arms}
+    styles |= {name: (MEASURE_COLOUR, REFERENCES.get(exact_kind(name), [4, 4])) for name in exact}
+    colour = colours("arm", {name: each for name, (each, _) in styles.items()}, _legend("stroke"))
+    dash = dashes("arm", {name: each for name, (_, each) in styles.items()}, _legend("stroke"))
+    x = Numbers("seen", "examples in context", "d", nice=False, ticks=6, grid=False)
+    charts = [
         line_chart(
             rows,
             x,
@@ -238,24 +238,24 @@ def regression_chart(result: MomentumResult) -> alt.TopLevelMixin | None:
             colour=colour,
             dash=dash,
             bands=True,
-            hover=["arm", ("seen", "d", "examples seen"), ("mean", ".3~g", "error"), *interval_hints(".3~g")],
+            hover=["arm", ("seen", "d", "examples in context"), ("mean", ".3~g", "error"), *interval_hints(".3~g")],
             title=f"condition number {condition:g}",
             **CURVES,
         )
         for condition, rows in by_condition.items()
         if rows
     ]
-    return panels(drawn, columns=2, gap=NUMBER_GAP, row_gap=84)
+    return panels(charts, columns=2, gap=NUMBER_GAP, row_gap=84)
 
 
 def tasks_chart(result: MomentumResult) -> alt.TopLevelMixin | None:
-    """Accuracy of every arm on each task, with intervals; what always giving the most frequent answer reaches."""
+    """Accuracy of every arm on each task with intervals, and the level of always giving the most frequent answer."""
     report = result.momentum
     if report is None:
         return None
-    # All arms in every panel, so that rows stay level with those of the next panel.
+    # All arms in every panel, so that rows of neighbouring panels align.
     names = [arm.name for arm in report.arms if arm.tasks]
-    drawn = []
+    charts = []
     for name in dict.fromkeys(score.task for arm in report.arms for score in arm.tasks):
         scores = [(arm, score) for arm in report.arms for score in arm.tasks if score.task == name]
         rows = [
@@ -276,29 +276,31 @@ def tasks_chart(result: MomentumResult) -> alt.TopLevelMixin | None:
                 height=ROW * len(names),
                 title=name,
             )
-            drawn.append(chart)
-    return panels(drawn, columns=2, gap=NAME_GAP, row_gap=84)
+            charts.append(chart)
+    return panels(charts, columns=2, gap=NAME_GAP, row_gap=84)
 
 
 def _groups(report: MomentumReport) -> list[_Group]:
-    found = []
+    groups = []
     for baseline in baselines(report):
         arms = [arm for arm in report.arms if arm.baseline == baseline]
         by_eta = tuple(arm for arm in arms if arm.kind == MOMENTUM and finite(arm.eta) is not None)
         others = tuple(arm for arm in arms if arm not in by_eta)
         if by_eta:
-            found.append(_Group(f"momentum less {baseline}", baseline, by_eta, by_eta=True))
+            groups.append(_Group(f"momentum minus {baseline}", baseline, by_eta, by_eta=True))
         if others:
-            found.append(_Group(f"{'others' if by_eta else 'arms'} less {baseline}", baseline, others, by_eta=False))
-    return found
+            groups.append(_Group(f"{'others' if by_eta else 'arms'} minus {baseline}", baseline, others, by_eta=False))
+    return groups
 
 
-def _row(arm: MomentumArm, found: Estimate | Paired | None, beside: Paired | None = None) -> dict[str, Any] | None:
-    """A mean with its interval as data; None without a mean. `beside` is the difference that belongs to it."""
-    row = interval_row(found)
+def _row(
+    arm: MomentumArm, estimate: Estimate | Paired | None, difference: Paired | None = None
+) -> dict[str, Any] | None:
+    """A mean with its interval and the p of its difference from the baseline; None without a mean."""
+    row = interval_row(estimate)
     if row is None:
         return None
-    paired = found if isinstance(found, Paired) else beside
+    paired = estimate if isinstance(estimate, Paired) else difference
     return {"arm": arm.name, "eta": finite(arm.eta), "p": finite(paired.p) if paired is not None else None} | row
 
 
@@ -306,8 +308,8 @@ def _seed_rows(arms: Sequence[MomentumArm], length: str | None) -> list[dict[str
     return [
         {"arm": arm.name, "eta": finite(arm.eta), "seed": seed, "mean": number}
         for arm in arms
-        if (found := difference_at(arm, length)) is not None
-        for seed, value in found.per_seed.items()
+        if (paired := difference_at(arm, length)) is not None
+        for seed, value in paired.per_seed.items()
         if (number := finite(value)) is not None
     ]
 
@@ -350,7 +352,7 @@ def _difference_panel(
 
 
 def _error_rows(curve: RegressionCurve, name: str, *, exact: bool = False) -> list[dict[str, Any]]:
-    """Points with a place on a log scale."""
+    """Points that can be drawn on a log scale."""
     rows = []
     for seen, estimate in enumerate(curve.loss):
         row = interval_row(estimate)
@@ -361,10 +363,10 @@ def _error_rows(curve: RegressionCurve, name: str, *, exact: bool = False) -> li
     return rows
 
 
-def _mixed(place: float) -> str:
-    """A colour between those of `ETA_COLOURS`, `place` in [0, 1]."""
+def _interpolated_colour(place: float) -> str:
+    """The colour at `place` in [0, 1] along `ETA_COLOURS`."""
     position = place * (len(ETA_COLOURS) - 1)
     left = min(int(position), len(ETA_COLOURS) - 2)
-    one, two = ([int(ETA_COLOURS[left + step][at : at + 2], 16) for at in (1, 3, 5)] for step in (0, 1))
+    start, end = ([int(ETA_COLOURS[left + step][at : at + 2], 16) for at in (1, 3, 5)] for step in (0, 1))
     share = position - left
-    return "#" + "".join(f"{round(a + share * (b - a)):02X}" for a, b in zip(one, two, strict=True))
+    return "#" + "".join(f"{round(a + share * (b - a)):02X}" for a, b in zip(start, end, strict=True))

@@ -1,6 +1,7 @@
-"""What a comparison of momentum attention with vanilla holds, as its sentences, tables and charts read it.
+"""Values of a comparison of momentum attention with vanilla, for its sentences, tables and charts.
 
-Lookups that do without what is missing, differences between any two arms of one baseline, and numbers as text.
+Lookups that return None for missing values, differences between any two arms with the same baseline, and formats of
+numbers.
 """
 
 import math
@@ -24,17 +25,17 @@ MOMENTUM = "momentum"
 
 
 def lengths(report: MomentumReport) -> list[str]:
-    """Lengths of text at which anything was measured, shortest first; those that are no numbers last."""
-    found = dict.fromkeys(key for arm in report.arms for key in [*arm.perplexity, *arm.difference])
-    return sorted(found, key=lambda key: int(key) if key.isdecimal() else math.inf)
+    """Lengths of text at which anything was measured, shortest first; keys that are not numbers come last."""
+    keys = dict.fromkeys(key for arm in report.arms for key in [*arm.perplexity, *arm.difference])
+    return sorted(keys, key=lambda key: int(key) if key.isdecimal() else math.inf)
 
 
 def full_length(report: MomentumReport) -> str | None:
-    """The trained length, where something was measured at it; else the longest; None without any."""
-    found = lengths(report)
-    if str(report.length) in found:
+    """The training length if anything was measured at it, else the longest length; None without any."""
+    keys = lengths(report)
+    if str(report.length) in keys:
         return str(report.length)
-    return next((key for key in reversed(found) if key.isdecimal()), None)
+    return next((key for key in reversed(keys) if key.isdecimal()), None)
 
 
 def length_name(key: str) -> str:
@@ -43,42 +44,39 @@ def length_name(key: str) -> str:
 
 
 def arm_of(report: MomentumReport, name: str | None) -> MomentumArm | None:
-    """The arm of that name; None where there is none."""
+    """The arm with a name, or None."""
     return next((arm for arm in report.arms if arm.name == name), None)
 
 
 def baselines(report: MomentumReport) -> list[str]:
-    """Names of the arms that others are compared with, as they come."""
+    """Names of the arms that others are compared with, in order of appearance."""
     return list(dict.fromkeys(arm.baseline for arm in report.arms if arm.baseline is not None))
 
 
 def perplexity_at(arm: MomentumArm, length: str | None) -> float | None:
-    """Mean perplexity over seeds; None where there is none."""
+    """Mean perplexity over seeds, or None."""
     return finite(arm.perplexity[length].mean) if length in arm.perplexity else None
 
 
 def difference_at(arm: MomentumArm, length: str | None) -> Paired | None:
-    """Loss less the baseline's; None where it has no number."""
-    found = arm.difference.get(length) if length is not None else None
-    return found if found is not None and finite(found.mean) is not None else None
+    """Loss minus the baseline's, or None without a finite mean."""
+    paired = arm.difference.get(length) if length is not None else None
+    return paired if paired is not None and finite(paired.mean) is not None else None
 
 
 def lowest_arm(arms: Sequence[MomentumArm], length: str | None) -> MomentumArm | None:
-    """The arm with the lowest perplexity, the first of equals; None without numbers."""
-    found = [(number, arm) for arm in arms if (number := perplexity_at(arm, length)) is not None]
-    return min(found, key=lambda pair: pair[0])[1] if found else None
+    """The arm with the lowest perplexity, the first one if several are equal; None without numbers."""
+    measured = [(number, arm) for arm in arms if (number := perplexity_at(arm, length)) is not None]
+    return min(measured, key=lambda pair: pair[0])[1] if measured else None
 
 
 def best_momentum(report: MomentumReport, length: str | None) -> MomentumArm | None:
-    """Of the arms with the paper's sum and a fixed eta, the one with the lowest perplexity."""
+    """The arm with the lowest perplexity among those with the paper's sum and a fixed eta."""
     return lowest_arm([arm for arm in report.arms if arm.kind == MOMENTUM], length)
 
 
 def seedwise(values: dict[str, float]) -> Paired | None:
-    """Mean of a number a seed, with Student's interval and two-sided test; None without seeds.
-
-    `p_signs` is left out: only studies compute it.
-    """
+    """Mean over seeds with Student's interval and two-sided test, without `p_signs`; None without seeds."""
     n = len(values)
     if n == 0:
         return None
@@ -95,24 +93,24 @@ def seedwise(values: dict[str, float]) -> Paired | None:
 
 
 def between(first: MomentumArm, second: MomentumArm, length: str | None) -> Paired | None:
-    """Loss of the first arm less that of the second, seed by seed; None unless one baseline joins them.
+    """Loss of the first arm minus that of the second, seed by seed; None unless they share a baseline.
 
-    Both began a seed with the same weights and read the same text as their baseline, whose loss falls out.
+    It is computed from their differences from the baseline, whose loss cancels.
     """
     if second.name == first.baseline:
         return difference_at(first, length)
-    one, two = (_seeds(arm, length) for arm in (first, second))
+    losses, others = (_seeds(arm, length) for arm in (first, second))
     if first.name == second.baseline:
-        return seedwise({seed: -value for seed, value in two.items()})
+        return seedwise({seed: -value for seed, value in others.items()})
     if first.baseline is None or first.baseline != second.baseline:
         return None
-    return seedwise({seed: value - two[seed] for seed, value in one.items() if seed in two})
+    return seedwise({seed: value - others[seed] for seed, value in losses.items() if seed in others})
 
 
 def over_tasks(arm: MomentumArm) -> Paired | None:
-    """Accuracy less the baseline's, mean over tasks within a seed; None without differences.
+    """Accuracy minus the baseline's, mean over tasks within each seed; None without differences.
 
-    A seed counts where every task has its difference.
+    Only seeds with a difference for every task are used.
     """
     scored = [score.difference.per_seed for score in arm.tasks if score.difference is not None]
     if not scored or len(scored) < len(arm.tasks):
@@ -127,29 +125,25 @@ def over_tasks(arm: MomentumArm) -> Paired | None:
 
 
 def mean_accuracy(arm: MomentumArm) -> float | None:
-    """Mean accuracy over tasks; None where one has none."""
+    """Mean accuracy over tasks; None if one of them is missing."""
     values = [finite(score.accuracy.mean) for score in arm.tasks]
     numbers = [value for value in values if value is not None]
     return sum(numbers) / len(numbers) if numbers and len(numbers) == len(values) else None
 
 
-def side(found: Paired | None) -> int | None:
-    """Where a difference lies beside 0.
-
-    Returns:
-        1 where its interval lies above, -1 where it lies below, 0 where it holds 0, None without an interval.
-    """
-    return None if found is None else apart(found.ci95, (0.0, 0.0))
+def side(paired: Paired | None) -> int | None:
+    """1 if the interval of a difference is above 0, -1 if it is below, 0 if it contains 0, None without an interval."""
+    return None if paired is None else apart(paired.ci95, (0.0, 0.0))
 
 
 def added_parameters(report: MomentumReport, arm: MomentumArm) -> int | None:
-    """How many parameters an arm has beyond its baseline; None where there is no baseline."""
+    """Number of parameters minus the baseline's; None without a baseline."""
     base = arm_of(report, arm.baseline)
     return None if base is None else arm.parameters - base.parameters
 
 
 def at_chance(score: TaskScore) -> bool:
-    """Whether an accuracy is not shown to lie above that of always giving the most frequent answer."""
+    """Whether an accuracy is not significantly above that of always giving the most frequent answer."""
     ends, chance = known(score.accuracy.ci95), finite(score.chance)
     return ends is not None and chance is not None and ends[0] <= chance
 
@@ -160,7 +154,7 @@ def conditions(regression: MomentumRegression) -> list[float]:
 
 
 def curves_at(regression: MomentumRegression, condition: float) -> list[RegressionCurve]:
-    """The arms' curves at one condition number, as they come."""
+    """The arms' curves at one condition number."""
     return [curve for curve in regression.curves if curve.condition == condition]
 
 
@@ -175,16 +169,16 @@ def references_at(regression: MomentumRegression, condition: float) -> dict[str,
 
 
 def exact_kind(name: str) -> str:
-    """Of an exact predictor: `gradient descent, 3 steps` -> `gradient descent`."""
+    """Kind of an exact predictor: `gradient descent, 3 steps` -> `gradient descent`."""
     return name.partition(",")[0]
 
 
 def by_model(report: MomentumReport) -> dict[str, list[PretrainedMomentum]]:
-    """What was put into each model, by its name."""
-    found: dict[str, list[PretrainedMomentum]] = {}
+    """Results on pretrained models, by name of the model."""
+    records: dict[str, list[PretrainedMomentum]] = {}
     for each in report.pretrained:
-        found.setdefault(each.model, []).append(each)
-    return found
+        records.setdefault(each.model, []).append(each)
+    return records
 
 
 def last_error(curve: RegressionCurve) -> Estimate | None:
@@ -193,7 +187,7 @@ def last_error(curve: RegressionCurve) -> Estimate | None:
 
 
 def nats(value: float | None) -> str:
-    """A difference of losses as `-0.0123`, with further digits where it would round to zero."""
+    """A difference of losses as `-0.0123`, or as `-1.2e-06` where this would round to zero."""
     number = finite(value)
     if number is None:
         return MISSING
@@ -201,19 +195,19 @@ def nats(value: float | None) -> str:
 
 
 def nats_interval(interval: Interval) -> str:
-    """The same for an interval, as `-0.0150 to -0.0096`."""
+    """An interval in the format of `nats`, such as `-0.0150 to -0.0096`."""
     ends = known(interval)
     return MISSING if ends is None else f"{nats(ends[0])} to {nats(ends[1])}"
 
 
 def relative(value: float | None) -> str:
-    """A difference of losses as the change of perplexity that it is, `-1.2 %`."""
+    """A difference of losses as a relative change of perplexity, such as `-1.2 %`."""
     number = finite(value)
     return MISSING if number is None else _change(number)
 
 
 def relative_interval(interval: Interval) -> str:
-    """The same for an interval, as `-1.5 to -1.0 %`."""
+    """An interval in the format of `relative`, such as `-1.5 to -1.0 %`."""
     ends = known(interval)
     return MISSING if ends is None else f"{_change(ends[0]).removesuffix(' %')} to {_change(ends[1])}"
 
@@ -229,20 +223,20 @@ def perplexity_text(value: float | None) -> str:
 
 
 def perplexity_interval(interval: Interval) -> str:
-    """The same for an interval, as `24.10 to 24.52`."""
+    """An interval in the format of `perplexity_text`, such as `24.10 to 24.52`."""
     ends = known(interval)
     return MISSING if ends is None else f"{perplexity_text(ends[0])} to {perplexity_text(ends[1])}"
 
 
 def _seeds(arm: MomentumArm, length: str | None) -> dict[str, float]:
-    found = difference_at(arm, length)
-    if found is None:
+    paired = difference_at(arm, length)
+    if paired is None:
         return {}
-    return {seed: number for seed, value in found.per_seed.items() if (number := finite(value)) is not None}
+    return {seed: number for seed, value in paired.per_seed.items() if (number := finite(value)) is not None}
 
 
 def _change(number: float) -> str:
-    # Cut off where exp would overflow.
+    # Clipped, because exp would overflow.
     share = 100 * math.expm1(min(number, 600.0))
     if share >= 1e5:
         return f"{share:+.1e} %"

@@ -43,46 +43,39 @@ from dualform.studies.momentum.words import (
 )
 
 GLOSSARY: tuple[tuple[str, str], ...] = (
-    ("arm", "One way of attending: a model trained with it, once a seed."),
+    ("arm", "A kind of attention; a model is trained with it for each seed."),
     (
         "baseline",
-        "The arm that another is compared with: softmax attention for those with softmax, linear attention for those "
+        "The arm that another is compared with: softmax attention for arms with softmax, linear attention for arms "
         "without.",
     ),
-    ("eta", "The factor by which a value counts less with every token that follows; between 0 and 1."),
+    ("eta", "The factor by which the weight of a past value decreases with each token; between 0 and 1."),
     (
         "perplexity",
-        "exp of the mean negative log-probability of a token of text: low where the model expects what comes.",
+        "exp of the mean negative log-probability of a token of text; lower is better.",
     ),
     (
         "nats a token",
-        "That mean negative log-probability. A difference of -0.01 is a perplexity lower by 1 %.",
+        "Mean negative log-probability of a token. A difference of -0.01 means a perplexity lower by 1 %.",
     ),
-    ("seed", "Draws the initial weights and the order of the text anew, the same for all arms."),
+    ("seed", "Each seed draws new initial weights and a new order of the text, the same for all arms."),
     (
         "95 % interval",
-        "Of differences and perplexities: Student's, over seeds. It speaks of other seeds, and neither of other text "
-        "nor of other sizes. Of accuracies: bootstrap over seeds and, independently, over queries.",
+        "For differences and perplexities: Student's, over seeds. It covers other seeds, not other texts or sizes. For "
+        "accuracies: bootstrap over seeds and, independently, over queries.",
     ),
     (
         "p",
-        "How often chance alone gives a difference at least as large: by the paired t-test, or by flipping the signs "
-        "of the seeds' differences, which assumes no distribution.",
+        "Probability of a difference at least as large if there is none: by the paired t-test, or by flipping the "
+        "signs of the seeds' differences, which assumes no normal distribution.",
     ),
 )
 
 
 def render_momentum(result: MomentumResult) -> str:
-    """The report of a momentum study as one HTML document, ready to be written as UTF-8.
-
-    Args:
-        result: The result; sections without data are left out.
-
-    Returns:
-        The whole page, readable offline and printable.
-    """
+    """The report of a momentum study as one HTML document, to be written as UTF-8; it needs no network."""
     report = result.momentum
-    said = momentum_verdict(result)
+    verdict = momentum_verdict(result)
     full = full_length(report) if report is not None else None
     at = f" at {length_name(full)} tokens" if full is not None else ""
     return render(
@@ -90,21 +83,21 @@ def render_momentum(result: MomentumResult) -> str:
             title=f"dualform: momentum attention{f', recipe {report.recipe}' if report is not None else ''}",
             about=about_line(result),
             version=result.dualform,
-            answer=said[0] if said else "This result holds no comparison of momentum attention with vanilla.",
+            answer=verdict[0] if verdict else "This result holds no comparison of momentum attention with vanilla.",
             warnings=result.warnings,
             charts=[
                 Figure(
                     "difference",
                     difference_chart(result),
-                    "Loss of each arm less its baseline's with 95 % intervals and one point a seed, over eta and by "
-                    "name.",
-                    f"Loss{at} less the baseline's, nats a token: large dots are means, bars 95 % intervals over "
-                    "seeds, small dots seeds, the line at 0 the baseline. Panels with the same baseline share a scale.",
+                    "Loss of each arm minus its baseline's, with 95 % intervals and one point for each seed, by eta or "
+                    "by name.",
+                    f"Loss{at} minus the baseline's, nats a token. Large dots: means; bars: 95 % intervals over seeds; "
+                    "small dots: seeds; line at 0: the baseline. Panels with the same baseline share a scale.",
                 )
             ],
             facts=_facts(report) if report is not None else [],
             sections=[
-                findings(said),
+                findings(verdict),
                 *(_sections(result, report) if report is not None else []),
                 run_section(result, commands_again(result), [facts_section("model", "Model", result.model)]),
             ],
@@ -120,9 +113,9 @@ def _sections(result: MomentumResult, report: MomentumReport) -> list[Section]:
             "Perplexity",
             caution_sentences(report) if table.difference_table(result) or table.perplexity_table(result) else [],
             tables=[table.difference_table(result)],
-            note="On the test text. The arms of a seed began with the same weights and read the same text in the same "
-            "order, so each is compared with its baseline seed by seed. Negative is better: -0.01 nats a token is 1 % "
-            "of perplexity less.",
+            note="On the test text. All arms of a seed start with the same weights and read the same text in the same "
+            "order, so each is compared with its baseline seed by seed. Negative is better: -0.01 nats a token is a "
+            "perplexity lower by 1 %.",
             sections=[
                 Section(
                     "lengths",
@@ -131,8 +124,8 @@ def _sections(result: MomentumResult, report: MomentumReport) -> list[Section]:
                         Figure(
                             "lengths",
                             length_chart(result),
-                            "Perplexity of each arm and its difference from the baseline's by length of the text.",
-                            "Perplexity, and loss less the baseline's in nats a token with 95 % intervals. Scales "
+                            "Perplexity of each arm, and its loss minus the baseline's, by length of the text.",
+                            "Perplexity, and loss minus the baseline's in nats a token, with 95 % intervals. Scales "
                             "differ.",
                         )
                     ],
@@ -149,11 +142,12 @@ def _sections(result: MomentumResult, report: MomentumReport) -> list[Section]:
                     "training",
                     training_chart(result),
                     "Validation loss of each arm by tokens read, and its difference from the baseline's.",
-                    "Mean over seeds. The loss itself, then less the baseline's, without the first tenth of training; "
-                    "the line at 0 is the baseline. Scales differ.",
+                    "Means over seeds: the loss, and the loss minus the baseline's without the first tenth of "
+                    "training. "
+                    "The line at 0 is the baseline. Scales differ.",
                 )
             ],
-            note=f"One run for each arm and seed, of {count(report.tokens)} tokens in sequences of "
+            note=f"One run for each arm and seed, with {count(report.tokens)} tokens in sequences of "
             f"{count(report.length)}.",
         ),
         Section(
@@ -166,15 +160,19 @@ def _sections(result: MomentumResult, report: MomentumReport) -> list[Section]:
             ],
             tables=[table.learned_table(result)],
             note="The paper adds a decaying sum of values and calls it momentum. Two questions: does a short "
-            "convolution of values, which nobody would call so, do as much? And what does the momentum of gradient "
-            "descent itself do, where attention is linear and its dual form exact?",
+            "convolution of values, which is only local averaging, have the same effect? And what is the effect of the "
+            "momentum of gradient descent itself, in linear attention, whose dual form is exact?",
         ),
         _tasks(result, report),
         _regression(result, report),
         Section(
             "pretrained",
-            "Put into models that were trained without",
-            [sentence for model, tried in by_model(report).items() for sentence in pretrained_sentences(model, tried)],
+            "Momentum in models that were trained without it",
+            [
+                sentence
+                for model, records in by_model(report).items()
+                for sentence in pretrained_sentences(model, records)
+            ],
             tables=[table.pretrained_table(result)],
         ),
         _published(result, report),
@@ -198,12 +196,12 @@ def _tasks(result: MomentumResult, report: MomentumReport) -> Section:
                 "tasks",
                 tasks_chart(result),
                 "Accuracy of each arm on each task with 95 % intervals, and chance level.",
-                "Dots are means, bars 95 % intervals over seeds and queries; dashed, chance level. Scales differ.",
+                "Dots: means; bars: 95 % intervals over seeds and queries; dashed: chance level. Scales differ.",
             )
         ],
         tables=[table.tasks_table(result)],
-        note=f"{_shown(shots)} The answer with the highest mean log-probability a token is taken. Chance level: always "
-        "giving the most frequent answer."
+        note=f"{_demonstrations(shots)} The prediction is the answer with the highest mean log-probability a token. "
+        "Chance level: always giving the most frequent answer."
         if shots
         else "",
     )
@@ -221,18 +219,20 @@ def _regression(result: MomentumResult, report: MomentumReport) -> Section:
             Figure(
                 "regression",
                 regression_chart(result),
-                "Error in in-context regression by examples seen, one panel a condition number, next to exact "
+                "Error in in-context regression by examples in context, one panel for each condition number, with "
+                "exact "
                 "predictors.",
-                "Squared error over that of predicting zero, log scale, by examples seen; bands are 95 % intervals "
-                "over seeds. Dashed: exact predictors; a line ends where it falls far below all arms. Scales differ.",
+                "Squared error divided by that of predicting zero, log scale. Bands: 95 % intervals over seeds; "
+                "dashed: "
+                "exact predictors, whose lines end where they fall far below all arms. Scales differ.",
             )
         ],
         tables=[table.regression_table(result)],
-        note=f"Small models trained for {plural(regression.steps, 'step')} to predict linear functions of "
+        note=f"Small models trained for {plural(regression.steps, 'step')} to predict linear functions in "
         f"{plural(regression.dimension, 'dimension')} from the examples before, {plural(regression.points, 'point')} a "
-        "sequence. Gradient descent slows down as the condition number grows, and momentum speeds it up at each: if "
-        "attention gains by momentum as gradient descent does, its error must fall as that of heavy ball does compared "
-        "with plain descent.",
+        "sequence. Gradient descent becomes slower as the condition number grows, and momentum makes it faster. If "
+        "momentum attention works like gradient descent with momentum, its error must fall like that of heavy ball "
+        "relative to plain descent.",
     )
 
 
@@ -241,32 +241,32 @@ def _published(result: MomentumResult, report: MomentumReport) -> Section:
     if best is None:
         return Section("published", "")
     own = (
-        f"Of this run's momentum the table shows “{best.name}”, the lowest in perplexity. Text, model and "
-        "demonstrations are others: compare changes, never levels."
+        f"For this run the table shows “{best.name}”, the momentum arm with the lowest perplexity. Text, model and "
+        "demonstrations differ from the paper's: compare changes, not levels."
         if table.shares_with_the_paper(result)
-        else "This run shares neither length nor task with it."
+        else "This run shares neither length nor task with the paper."
     )
     return Section(
         "published",
         "Compared with the paper",
         paper_sentences(report),
         tables=[table.published_table(result)],
-        note="Why Can GPT Learn In-Context? (arXiv:2212.10559) trained two models of 350M parameters, on 512K tokens a "
-        "step for 500K steps, one with momentum and one without. That is one run each: no interval, no seed, and it "
-        f"gives neither eta nor code. {own}",
+        note="Why Can GPT Learn In-Context? (arXiv:2212.10559) trained two models with 350M parameters, one with "
+        "momentum and one without, on 512K tokens a step for 500K steps. This is one run each: no interval, no seed. "
+        f"The paper gives neither eta nor code. {own}",
     )
 
 
 def _facts(report: MomentumReport) -> list[Fact]:
-    """What a reader looks for first: the best eta's difference, both perplexities, tasks, how much stands behind it."""
+    """Facts at the top of the page: difference of the best eta, perplexities, accuracy on tasks, number of seeds."""
     cards = []
     length = full_length(report)
     best = best_momentum(report, length)
     if best is not None:
-        found = difference_at(best, length)
-        if found is not None:
-            ends = f" ({nats_interval(found.ci95)})" if known(found.ci95) else ""
-            cards.append(Fact(f"{best.name}, nats a token", nats(found.mean), f"less {best.baseline}{ends}"))
+        paired = difference_at(best, length)
+        if paired is not None:
+            ends = f" ({nats_interval(paired.ci95)})" if known(paired.ci95) else ""
+            cards.append(Fact(f"{best.name}, nats a token", nats(paired.mean), f"minus {best.baseline}{ends}"))
         for arm in (best, arm_of(report, best.baseline)):
             estimate = arm.perplexity.get(length or "") if arm is not None else None
             if arm is not None and estimate is not None:
@@ -288,6 +288,6 @@ def _kinds(report: MomentumReport) -> list[tuple[str, str]]:
     return [(kind, meaning) for kind, meaning in KINDS.items() if kind in used]
 
 
-def _shown(shots: Sequence[int]) -> str:
+def _demonstrations(shots: Sequence[int]) -> str:
     low, high = min(shots), max(shots)
-    return f"Queries behind {plural(low, 'demonstration') if low == high else f'{low} to {high} demonstrations'}."
+    return f"Queries after {plural(low, 'demonstration') if low == high else f'{low} to {high} demonstrations'}."

@@ -1,7 +1,7 @@
-"""What training with momentum compared with vanilla costs: text, steps, validation, questions.
+"""Cost of a comparison of momentum with vanilla: tokenising, training, validation, evaluation.
 
-Training on in-context regression is sampled as the laboratory's is (`studies.sampling`): what torch does not count in
-it, the solves of exact predictors, is left out of its operations.
+Training on in-context regression is sampled like that of the laboratory (`studies.sampling`). Its operations do not
+include the linear solves of exact predictors, which torch does not count.
 """
 
 import os
@@ -28,7 +28,7 @@ from dualform.models.loading.meta_device import meta_device_model
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.tokens import TextTokenizer
 from dualform.studies.momentum.config import Arm, MomentumConfig
-from dualform.studies.momentum.pretrained import WINDOWS_A_STEP, WINDOWS_TESTED, own_tokens
+from dualform.studies.momentum.pretrained import WINDOWS_A_STEP, WINDOWS_TESTED, window_tokens
 from dualform.studies.momentum.regression import regress
 from dualform.studies.momentum.run import STEPS_TIMED, prompts
 from dualform.studies.pieces import NoPieceStore
@@ -38,44 +38,44 @@ from dualform.studies.planning import PAGE, merged
 from dualform.studies.sampling import BUDGET, LinearCost, Run, count_operations, kept_line, line_of, sample
 from dualform.tasks.sources import load_task
 
-SAMPLES = "A tokenizer is being learned from the beginning of each text, for the estimate."
-"""Message before it is done."""
+SAMPLES = "Training a tokenizer on the beginning of each text for the estimate."
+"""Message to print before the samples."""
 _SAMPLE = 1 << 19
-"""Characters of a text that are tokenised to see how long it takes."""
+"""Characters of a text that are tokenised for the estimate."""
 _REGRESSION = "training on regression"
 _REGRESSION_STEPS = 1000
-"""Of which a few are run."""
+"""Steps of a full training, of which a few are run."""
 _STATES = 4
-"""The weight, its gradient and AdamW's two averages."""
+"""Numbers for each weight in training: the weight, its gradient and AdamW's two averages."""
 
 
 @dataclass(frozen=True)
 class _Text:
-    """A text as far as it was looked at."""
+    """Size of a text and cost of tokenising it, estimated from a sample."""
 
     tokens: float
-    """Of all of it, estimated from the sample."""
+    """Tokens of the whole text."""
     seconds: float
-    """That it takes to write it down as tokens."""
+    """Seconds to tokenise the whole text."""
     learning: float
-    """Seconds that it takes to learn a tokenizer from it."""
+    """Seconds to train a tokenizer on the whole text."""
     tokenizer: PreTrainedTokenizerFast
-    """Learned from the sample."""
+    """Tokenizer trained on the sample."""
     known: bool
-    """Its size is; of a data set of the hub it is not."""
+    """Whether the size of the text is known; for a data set on the hub it is not."""
 
     def evaluation(self, length: int, most_tokens: int, micro_batch: int) -> Work:
-        """Reading windows of it, as many as hold so many tokens and as there are."""
+        """Work of reading windows of the text, with at most `most_tokens` tokens in all."""
         most = max(1, most_tokens // length)
         n = min(most, max(1, int(self.tokens - 1) // length)) if self.known else most
         return Work.of(Evaluation(n, length, max(1, micro_batch)))
 
 
 def samples(config: MomentumConfig, machine: Machine) -> str:
-    """Message before a plan is made."""
+    """Message to print before a plan is made."""
     if not config.regress or kept_line(_REGRESSION, _regression_settings(config), machine) is not None:
         return SAMPLES
-    return f"{SAMPLES} A few steps of the training on regression are being run, about {BUDGET:.0f} s at most."
+    return f"{SAMPLES} Running a few steps of the training on regression, about {BUDGET:.0f} s at most."
 
 
 def plan_training(
@@ -86,41 +86,35 @@ def plan_training(
     *,
     eta: float = 0.0,
 ) -> Plan:
-    """What one training from nothing will cost, as `momentum train` does it."""
+    """Estimated cost of training one model from scratch with `momentum train`."""
     costs = _costs(recipe, machine)
-    texts = {"train": _looked_at(find_source(corpus, split="train"), recipe.vocab_size)}
+    texts = {"train": _sample_text(find_source(corpus, split="train"), recipe.vocab_size)}
     if validation:
-        texts["validation"] = _looked_at(find_source(validation, split="validation"), recipe.vocab_size)
+        texts["validation"] = _sample_text(find_source(validation, split="validation"), recipe.vocab_size)
     parts = [PricedPart("start", Cost(seconds=machine.start_laboratory)), _text_part(texts)]
     parts += _training(costs, recipe, Arm("vanilla") if eta == 0 else Arm("momentum", eta), texts.get("validation"))
-    notes = tuple(f"the size of the {name} text is not known, so its tokenising is left out" for name, text in
-                  texts.items() if not text.known)  # fmt: skip
     memory = _memory(costs, min(recipe.micro_batch, recipe.sequences) * recipe.length)
-    return _as_plan("momentum train", parts, costs, memory, notes)
+    return _as_plan("momentum train", parts, costs, memory, tuple(_unknown_sizes(texts)))
 
 
 def plan(config: MomentumConfig, machine: Machine) -> Plan:
-    """What a comparison of arms will cost. Arms other than vanilla are estimated as if they attended twice."""
+    """Estimated cost of a comparison of arms. Arms other than vanilla are counted with twice the cost of attention."""
     recipe = config.recipe_of(config.seeds[0])
     costs = _costs(recipe, machine)
     named = {"train": config.corpus, "validation": config.validation, "test": config.test}
-    texts = {name: _looked_at(find_source(where, split=name), recipe.vocab_size) for name, where in named.items()}
+    texts = {name: _sample_text(find_source(where, split=name), recipe.vocab_size) for name, where in named.items()}
     parts = [PricedPart("start", Cost(seconds=machine.start_laboratory)), _text_part(texts)]
     seeds = len(config.seeds)
-    questions = _questions(config, recipe, costs, texts)
+    evaluation_cost = _evaluation(config, recipe, costs, texts)
     for arm in config.arms:
         parts += [_times(part, seeds) for part in _training(costs, recipe, arm, texts["validation"])]
-        parts.append(PricedPart("questions", questions))
+        parts.append(PricedPart("evaluation", evaluation_cost))
         if arm.baseline is not None:
             once = min(recipe.micro_batch, recipe.sequences)
             pair = Work.of(FullTraining(once, recipe.length, once)) * (2 * (STEPS_TIMED + 1))
             parts.append(PricedPart("steps timed", costs.cost(pair)))
     parts.append(PricedPart("numbers, page", Cost(seconds=PAGE * machine.start)))
-    notes = [
-        f"the size of the {name} text is not known, so its tokenising is left out"
-        for name, text in texts.items()
-        if not text.known
-    ]
+    notes = _unknown_sizes(texts)
     memory = _memory(costs, min(recipe.micro_batch, recipe.sequences) * recipe.length)
     if config.regress:
         make = partial(_sampled_regression, config)
@@ -128,15 +122,23 @@ def plan(config: MomentumConfig, machine: Machine) -> Plan:
         parts.append(PricedPart(_REGRESSION, line.cost(config.regression_steps / _REGRESSION_STEPS, seeds)))
         notes.append("training on regression is estimated from a few steps")
         if not line.counted:
-            notes.append("its operations are not counted: that would have taken too long")
+            notes.append("its operations are not counted: counting would have taken too long")
     for name in config.pretrained:
         lm = meta_model(name)
         own_costs = Costs(lm.shape, machine, "float32")
-        parts += _put_into(config, lm, own_costs)
-        # One model at a time is in memory, and the larger one decides.
+        parts += _pretrained_parts(config, lm, own_costs)
+        # Only one model is in memory at a time, so the largest one counts.
         rows = WINDOWS_A_STEP if config.pretrained_steps else 1
-        memory = max(memory, _memory(own_costs, rows * (own_tokens(lm) + len(lm.opening))), key=_total)
+        memory = max(memory, _memory(own_costs, rows * (window_tokens(lm) + len(lm.opening))), key=_total)
     return _as_plan(f"momentum compare {config.recipe}", parts, costs, memory, tuple(notes))
+
+
+def _unknown_sizes(texts: Mapping[str, _Text]) -> list[str]:
+    return [
+        f"the size of the {name} text is not known, so its tokenising is left out"
+        for name, text in texts.items()
+        if not text.known
+    ]
 
 
 def _costs(recipe: Recipe, machine: Machine) -> Costs:
@@ -144,8 +146,8 @@ def _costs(recipe: Recipe, machine: Machine) -> Costs:
     return Costs(shape_of_config(recipe.config()), machine, dtype)
 
 
-def _questions(config: MomentumConfig, recipe: Recipe, costs: Costs, texts: Mapping[str, _Text]) -> Cost:
-    """Cost of testing the models of one arm, all seeds."""
+def _evaluation(config: MomentumConfig, recipe: Recipe, costs: Costs, texts: Mapping[str, _Text]) -> Cost:
+    """Cost of evaluating the models of one arm, all seeds."""
     work = Work()
     for length in config.lengths():
         work += texts["test"].evaluation(length, config.test_tokens, TOKENS_AT_ONCE // length)
@@ -160,7 +162,7 @@ def _questions(config: MomentumConfig, recipe: Recipe, costs: Costs, texts: Mapp
             try:
                 prefix, queries, _ = prompts(config, lm, task, seed)
             except ContextError:
-                # The task is left out, and the result says so.
+                # The task is left out with a note in the result.
                 continue
             cost += costs.cost(encode(len(prefix)) + read(queries, len(prefix)))
     return cost + costs.loading() * len(config.seeds)
@@ -177,7 +179,7 @@ def _sampled_regression(config: MomentumConfig) -> LinearCost:
 
 
 def regression_run(config: MomentumConfig) -> Run:
-    """The training on regression as `studies.sampling` runs it."""
+    """The training on regression as a function for `studies.sampling`."""
 
     def run(share: float, seeds: int) -> float:
         steps = max(1, round(share * _REGRESSION_STEPS))
@@ -187,17 +189,17 @@ def regression_run(config: MomentumConfig) -> Run:
     return run
 
 
-def _put_into(config: MomentumConfig, lm: LanguageModel, costs: Costs) -> list[PricedPart]:
-    """What is done to a model that was trained without momentum."""
-    own, length = own_tokens(lm), own_tokens(lm) + len(lm.opening)
-    tokens, seconds = _written_by(lm, find_source(config.test, split="test"))
+def _pretrained_parts(config: MomentumConfig, lm: LanguageModel, costs: Costs) -> list[PricedPart]:
+    """Cost of measuring a model that was trained without momentum."""
+    own, length = window_tokens(lm), window_tokens(lm) + len(lm.opening)
+    tokens, seconds = _tokens_and_seconds(lm, find_source(config.test, split="test"))
     tested = Work.of(Evaluation(max(1, min(WINDOWS_TESTED, int(tokens / own))), length, 1))
     etas = len(config.pretrained_etas)
-    # Loaded to be checked, and again to be read.
+    # Loaded once for the checks and once for the measurements.
     loads, work = 2, tested * (1 + etas)
     if config.pretrained_steps:
         runs = len(config.seeds)
-        seconds += _written_by(lm, find_source(config.corpus))[1]
+        seconds += _tokens_and_seconds(lm, find_source(config.corpus))[1]
         vanilla, momentum = (FullTraining(WINDOWS_A_STEP, length, WINDOWS_A_STEP, twice) for twice in (False, True))
         work += (Work.of(vanilla) + Work.of(momentum) * etas) * (runs * config.pretrained_steps)
         work += tested * (runs * (1 + etas))
@@ -209,14 +211,14 @@ def _put_into(config: MomentumConfig, lm: LanguageModel, costs: Costs) -> list[P
     ]
 
 
-def _written_by(lm: LanguageModel, source: TextSource) -> tuple[float, float]:
-    """Tokens of a text in a model's own tokenizer, and the seconds of writing them, estimated from its beginning."""
-    some, whole = _beginning(source)
+def _tokens_and_seconds(lm: LanguageModel, source: TextSource) -> tuple[float, float]:
+    """Tokens of a text for a model's tokenizer and seconds to tokenise it, estimated from its beginning."""
+    documents, whole = _beginning(source)
     tokenizer = TextTokenizer(lm.tokenizer, lm.model, lm.name)
     start = time.process_time()
-    tokens = sum(len(tokenizer.encode_plain(document)) for document in some)
+    tokens = sum(len(tokenizer.encode_plain(document)) for document in documents)
     seconds = time.process_time() - start
-    size = sum(map(len, some))
+    size = sum(map(len, documents))
     share = (whole or size) / max(1, size)
     return tokens * share, seconds * share / _tokenizer_threads()
 
@@ -231,7 +233,7 @@ def _training(costs: Costs, recipe: Recipe, arm: Arm, validation: _Text | None) 
         parts.append(PricedPart("validation", costs.cost(once * times)))
     checkpoints = -(-recipe.steps // recipe.checkpoint_every)
     written = 3 * shape.parameters * BYTES[costs.dtype] / machine.copying
-    # Small files are mostly waiting for the disk to say that it has them.
+    # For small files most of the time is waiting for the disk to confirm the write.
     parts.append(PricedPart("checkpoints", Cost(seconds=checkpoints * (3 * written + 0.05))))
     return parts
 
@@ -240,48 +242,48 @@ def _times(part: PricedPart, times: float) -> PricedPart:
     return PricedPart(part.name, part.cost * times)
 
 
-def _looked_at(source: TextSource, vocab_size: int) -> _Text:
-    """Learn a tokenizer from the beginning of a text, write that beginning, and estimate the rest from it."""
-    some, whole = _beginning(source)
-    size = sum(map(len, some))
+def _sample_text(source: TextSource, vocab_size: int) -> _Text:
+    """Train a tokenizer on the beginning of a text, tokenise it, and extrapolate to the whole text."""
+    documents, whole = _beginning(source)
+    size = sum(map(len, documents))
     threads = _tokenizer_threads()
     start = time.process_time()
-    tokenizer = train_tokenizer(some, vocab_size)
+    tokenizer = train_tokenizer(documents, vocab_size)
     learned = time.process_time() - start
     start = time.process_time()
-    encoded = tokenizer.backend_tokenizer.encode_batch_fast(some, add_special_tokens=False)
+    encoded = tokenizer.backend_tokenizer.encode_batch_fast(documents, add_special_tokens=False)
     seconds = time.process_time() - start
-    tokens = sum(len(one.ids) for one in encoded)
+    tokens = sum(len(encoding.ids) for encoding in encoded)
     share = (whole or size) / max(1, size)
     return _Text(tokens * share, seconds * share / threads, learned * share / threads, tokenizer, whole is not None)
 
 
 def _beginning(source: TextSource) -> tuple[list[str], float | None]:
-    """The beginning of a text, and the characters of all of it where that is known."""
-    some: list[str] = []
+    """The beginning of a text, and the number of characters of the whole text or None."""
+    documents: list[str] = []
     n = 0
     for document in source.documents():
-        some.append(document[: _SAMPLE - n])
-        n += len(some[-1])
+        documents.append(document[: _SAMPLE - n])
+        n += len(documents[-1])
         if n >= _SAMPLE:
             break
-    return some, _size(source, n if n < _SAMPLE else None)
+    return documents, _size(source, n if n < _SAMPLE else None)
 
 
 def _tokenizer_threads() -> int:
-    """Threads among which tokenizers divide their work, as they decide it."""
-    told = os.environ.get("TOKENIZERS_PARALLELISM", "true").lower()
-    return 1 if told in ("", "off", "false", "f", "no", "n", "0") else cores()
+    """Number of threads that tokenizers use."""
+    parallelism = os.environ.get("TOKENIZERS_PARALLELISM", "true").lower()
+    return 1 if parallelism in ("", "off", "false", "f", "no", "n", "0") else cores()
 
 
 def _size(source: TextSource, seen: int | None) -> float | None:
-    """Characters of a whole text: as many as were seen where that was all, else the size of its files."""
+    """Characters of a whole text: those read if the text has ended, else the size of its files; None if unknown."""
     if seen is not None:
         return seen
     paths = getattr(source, "paths", None)
     if not paths:
         return None
-    # Compressed text is about a third of what it says.
+    # Text is compressed to about a third of its size.
     return float(sum(path.stat().st_size * (3 if path.suffix == ".gz" else 1) for path in paths))
 
 
@@ -291,7 +293,7 @@ def _text_part(texts: dict[str, _Text]) -> PricedPart:
 
 
 def _memory(costs: Costs, tokens: int) -> dict[str, int]:
-    """Bytes while all weights are trained on so many tokens at once."""
+    """Memory in bytes while all weights are trained on `tokens` tokens at once."""
     shape, itemsize = costs.shape, BYTES[costs.dtype]
     a_token = shape.n_layers * (12 * shape.d_model + 8 * shape.d_head * shape.n_heads + 4 * shape.d_inner)
     return {

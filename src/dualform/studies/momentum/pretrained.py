@@ -1,4 +1,4 @@
-"""Momentum put into a model that was trained without: at inference only, and after a short finetune."""
+"""Momentum in a model that was trained without it: at inference only, and after a short finetune."""
 
 import functools
 import hashlib
@@ -27,30 +27,30 @@ from dualform.studies.pieces import Piece, PieceStore
 from dualform.studies.seed_statistics import over_seeds, paired_difference
 
 LENGTH = 256
-"""Tokens of a window, for finetuning and for perplexity; fewer where the model has fewer positions."""
+"""Tokens of a window for finetuning and perplexity; fewer if the model has fewer positions."""
 WINDOWS_TESTED = 64
 WINDOWS_A_STEP = 2
 _RATE = 1e-5
-"""AdamW's, of all weights: small, since the model has been trained before."""
+"""Learning rate of AdamW for all weights: small, because the model is already trained."""
 
 
 def require_usable(config: MomentumConfig, name: str) -> tuple[str, ...]:
-    """Check that a model can be loaded and that the texts fill a window of its tokens.
+    """Check that a model can be loaded and that each text fills at least one window of its tokens.
 
     Returns:
-        The notes of loading it, see `LanguageModel.notes`.
+        Notes from loading the model (see `LanguageModel.notes`).
 
     Raises:
-        DualformError: What is wrong with which.
+        DualformError: If the model cannot be used or a text is too short.
     """
     lm = load_model(name, device=config.device)
     if momentum_of(lm.model) is not None:
-        raise ConfigError(f"{name} was saved with momentum: name a model that was trained without")
+        raise ConfigError(f"{name} was saved with momentum: name a model that was trained without it")
     for source in (_test(config), *([_corpus(config)] if config.pretrained_steps else [])):
         n = 0
         for ids in _tokens(lm, source):
             n += len(ids)
-            if n >= own_tokens(lm):
+            if n >= window_tokens(lm):
                 break
         else:
             raise _too_short(lm, source, n)
@@ -63,23 +63,23 @@ def put_into(
     pieces: PieceStore,
     advance: Callable[[float, str], None] = lambda amount, doing: None,
 ) -> list[PretrainedMomentum]:
-    """Perplexity of test text with momentum and without, before and after a short finetune on the training text.
+    """Perplexity on test text with and without momentum, before and after a short finetune on the training text.
 
     Args:
-        config: Texts, etas, seeds, steps.
-        name: The model, as `load_model` takes it.
-        pieces: Keeps each finished run.
-        advance: Told the finetuning steps done, and of what.
+        config: Settings of the comparison.
+        name: Name of the model for `load_model`.
+        pieces: Stores the loss of each finished run.
+        advance: Called with the number of steps and a name after each finetune.
     """
     lm = load_model(name, device=config.device)
     texts = json.dumps([_test(config).identity(), _corpus(config).identity()])
-    read = f"{weights_digest(lm)} {texts} {LENGTH} {config.pretrained_steps}"
-    inputs = hashlib.sha256(read.encode()).hexdigest()[:16]
+    content = f"{weights_digest(lm)} {texts} {LENGTH} {config.pretrained_steps}"
+    inputs = hashlib.sha256(content.encode()).hexdigest()[:16]
     test = _windows(lm, _test(config), WINDOWS_TESTED)
 
     @functools.cache
     def corpus() -> Tensor:
-        # More windows than are read, so that seeds read others and not only in another order.
+        # More windows than one run reads, so that seeds differ in their windows and not only in the order.
         return _windows(lm, _corpus(config), 4 * config.pretrained_steps * WINDOWS_A_STEP)
 
     def loss_of(piece_name: str, make: Callable[[], float]) -> float:
@@ -89,19 +89,19 @@ def put_into(
             pieces.put(piece)
         return float(piece.about["loss"])
 
-    def tuned(eta: float) -> list[float]:
+    def tuned_losses(eta: float) -> list[float]:
         if not config.pretrained_steps:
             return []
-        found = []
+        losses = []
         for seed in config.seeds:
             piece_name = f"{name}, eta {eta}, finetuned, seed {seed}"
-            make = functools.partial(_finetuned, config, name, eta, seed, corpus, test)
-            found.append(loss_of(piece_name, make))
+            make = functools.partial(_finetuned_loss, config, name, eta, seed, corpus, test)
+            losses.append(loss_of(piece_name, make))
             advance(float(config.pretrained_steps), piece_name)
-        return found
+        return losses
 
     base = loss_of(f"{name}, base", lambda: _loss(lm, test))
-    base_tuned = tuned(0.0)
+    base_tuned = tuned_losses(0.0)
     records = []
     for eta in config.pretrained_etas:
 
@@ -110,16 +110,16 @@ def put_into(
                 return _loss(lm, test)
 
         at_inference = loss_of(f"{name}, eta {eta}", with_momentum)
-        own = tuned(eta)
+        tuned = tuned_losses(eta)
         records.append(
             PretrainedMomentum(
                 model=name,
                 eta=eta,
                 perplexity=math.exp(at_inference),
                 base=math.exp(base),
-                tuned=over_seeds([math.exp(loss) for loss in own]) if own else None,
-                base_tuned=over_seeds([math.exp(loss) for loss in base_tuned]) if own else None,
-                difference=paired_difference(config.seeds, own, base_tuned) if own else None,
+                tuned=over_seeds([math.exp(loss) for loss in tuned]) if tuned else None,
+                base_tuned=over_seeds([math.exp(loss) for loss in base_tuned]) if tuned else None,
+                difference=paired_difference(config.seeds, tuned, base_tuned) if tuned else None,
             )
         )
     return records
@@ -134,39 +134,41 @@ def _corpus(config: MomentumConfig) -> TextSource:
 
 
 def _tokens(lm: LanguageModel, source: TextSource) -> Iterator[tuple[int, ...]]:
-    """Each document's.
+    """Token ids of each document.
 
     Raises:
-        ModelError: A document holds a token that the model has no embedding for.
+        ModelError: If a document contains a token for which the model has no embedding.
     """
     tokens = TextTokenizer(lm.tokenizer, lm.model, lm.name)
     for document in source.documents():
         ids = tokens.encode_plain(document)
-        tokens.require_rows(ids, source.shown)
+        tokens.require_rows(ids, source.display_name)
         yield ids
 
 
-def own_tokens(lm: LanguageModel) -> int:
-    """Tokens of a window, the opening one not counted."""
+def window_tokens(lm: LanguageModel) -> int:
+    """Tokens of a window, without the opening tokens of the model."""
     length = LENGTH if lm.max_positions is None else min(LENGTH, lm.max_positions)
     return length - len(lm.opening)
 
 
 def _too_short(lm: LanguageModel, source: TextSource, n: int) -> TaskError:
-    return TaskError(f"{source.shown} holds {n} tokens of {lm.name}, and {own_tokens(lm)} are needed. Give more text.")
+    return TaskError(
+        f"{source.display_name} has {n} tokens of {lm.name}; at least {window_tokens(lm)} are needed. Give more text."
+    )
 
 
 def _windows(lm: LanguageModel, source: TextSource, n: int) -> Tensor:
-    """At most `n` windows of a text, evenly spread, opening token in front, `(window, token)`.
+    """At most `n` evenly spaced windows of a text, each after the opening tokens, `(window, token)`.
 
     Raises:
-        TaskError: The text is shorter than one of them.
+        TaskError: If the text is shorter than one window.
     """
     ids = array("i")
     for document in _tokens(lm, source):
         ids.extend(document)
     opening = lm.opening
-    own = own_tokens(lm)
+    own = window_tokens(lm)
     n = min(n, len(ids) // own)
     if not n:
         raise _too_short(lm, source, len(ids))
@@ -176,7 +178,7 @@ def _windows(lm: LanguageModel, source: TextSource, n: int) -> Tensor:
 
 @torch.no_grad()
 def _loss(lm: LanguageModel, windows: Tensor) -> float:
-    """Nats a token."""
+    """Mean loss, nats a token."""
     return sum(float(_nats(lm, window[None])) for window in windows) / (windows[:, 1:].numel())
 
 
@@ -186,10 +188,10 @@ def _nats(lm: LanguageModel, windows: Tensor) -> Tensor:
     return F.cross_entropy(logits, windows[:, 1:].flatten(), reduction="sum")
 
 
-def _finetuned(
+def _finetuned_loss(
     config: MomentumConfig, name: str, eta: float, seed: int, corpus: Callable[[], Tensor], test: Tensor
 ) -> float:
-    """Loss on the test windows after a short finetune of all weights, with momentum from its first step on."""
+    """Loss on the test windows after a short finetune of all weights, with momentum from the first step on."""
     lm = load_model(name, device=config.device)
     if eta:
         apply_momentum(lm.model, eta)
@@ -201,7 +203,7 @@ def _finetuned(
         batch = windows[places]
         return _nats(lm, batch) / batch[:, 1:].numel()
 
-    # Where the model has dropout, it is the seed's too, the same with momentum and without.
+    # Dropout, if the model has any, is seeded too, equally with and without momentum.
     with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
         torch.manual_seed(stream_seed("dropout", seed))
         fit(
@@ -209,7 +211,7 @@ def _finetuned(
             loss,
             Training(config.pretrained_steps, learning_rate=_RATE, warmup=0.0, final=1.0),
             models=[f"{name} with eta {eta}, seed {seed}"],
-            remedy="Leave the model out of --pretrained, or take fewer --pretrained-steps.",
+            remedy="Leave the model out of --pretrained, or use fewer --pretrained-steps.",
         )
     lm.model.eval()
     return _loss(lm, test)

@@ -1,4 +1,4 @@
-"""Does momentum speed up in-context regression as it speeds up gradient descent?"""
+"""In-context regression with all arms: does momentum speed it up as it speeds up gradient descent?"""
 
 from collections.abc import Callable, Iterable
 
@@ -17,15 +17,15 @@ from dualform.studies.pieces import Piece, PieceStore
 from dualform.studies.seed_statistics import over_seeds, paired_difference
 
 CONDITIONS = (1.0, 10.0, 100.0)
-"""Condition numbers of the inputs' covariance; a batch of each in turn."""
+"""Condition numbers of the inputs' covariance; training batches alternate between them."""
 TASKS = {condition: RegressionTasks(dimension=5, points=16, condition=condition) for condition in CONDITIONS}
 LAYERS = 3
-"""Of the transformer, and steps of the descent that it is compared with: a layer can do a step at most."""
+"""Layers of the transformer, and steps of exact descent: a layer can do at most one step."""
 SHAPE = SequenceModelConfig("softmax", dimension=5, width=64, layers=LAYERS, heads=4, mlp=256, llama=True)
-"""A Llama, whose attention arms edit as they edit a language model's."""
+"""A Llama, so that arms change its attention in the same way as in language models."""
 
 _TESTED = 2048
-"""Sequences on which errors are measured."""
+"""Number of sequences on which errors are measured."""
 _RATES = torch.logspace(-2, 0.5, 16).tolist()
 _MOMENTA = (0.0, 0.3, 0.5, 0.7, 0.9)
 
@@ -33,12 +33,12 @@ _MOMENTA = (0.0, 0.3, 0.5, 0.7, 0.9)
 def regress(
     config: MomentumConfig, pieces: PieceStore, advance: Callable[[float, str], None] = lambda amount, doing: None
 ) -> MomentumRegression:
-    """Train every arm on in-context regression, seed by seed, and compare its errors with exact predictors'.
+    """Train every arm on in-context regression, seed by seed, and compare its errors with those of exact predictors.
 
     Args:
-        config: Arms, seeds, steps.
-        pieces: Keeps each finished run.
-        advance: Called with the steps done and what is being trained.
+        config: Settings of the comparison.
+        pieces: Stores the errors of each finished run.
+        advance: Called with the number of steps and a name after each training.
     """
     test = {condition: _sequences(condition) for condition in CONDITIONS}
     errors: dict[tuple[Arm, int], Tensor] = {}
@@ -70,7 +70,7 @@ def _sequences(condition: float) -> Sequences:
 
 
 def train_arm(config: MomentumConfig, arm: Arm, seed: int) -> SequenceModel:
-    """The model of one arm and seed."""
+    """Train the model of one arm and seed."""
     training = Training(config.regression_steps)
     return train_sequence_model(SHAPE, list(TASKS.values()), training, seed, prepare=prepare_for(arm))
 
@@ -78,7 +78,8 @@ def train_arm(config: MomentumConfig, arm: Arm, seed: int) -> SequenceModel:
 def _errors(model: SequenceModel, test: dict[float, Sequences]) -> Tensor:
     """Errors of one trained model, `(condition, point)`."""
     with torch.no_grad():
-        return torch.stack([errors_by_point(model(one.x, one.y), one.y) for one in test.values()]).double()
+        errors = [errors_by_point(model(sequences.x, sequences.y), sequences.y) for sequences in test.values()]
+        return torch.stack(errors).double()
 
 
 def _curve(
@@ -88,7 +89,7 @@ def _curve(
     difference = None
     if arm.baseline is not None:
         baseline = torch.stack([errors[arm.baseline, seed][number] for seed in config.seeds])
-        # Before the first point no example was seen, and no model can know better than another.
+        # The first point has no examples before it, so that no model can be better than another.
         logs = (own[:, 1:].log().mean(1).tolist(), baseline[:, 1:].log().mean(1).tolist())
         difference = paired_difference(config.seeds, *logs)
     return RegressionCurve(
@@ -100,9 +101,9 @@ def _curve(
 
 
 def _references(test: dict[float, Sequences]) -> dict[str, list[RegressionCurve]]:
-    """Exact predictors, which know everything but the function itself; rates are those that are best on these tasks."""
+    """Curves of exact predictors, with the best rates on the test tasks."""
     candidates: dict[str, Iterable[Predictor]] = {
-        # Hardly any ridge, so that too few points give the shortest solution.
+        # A tiny ridge, so that too few points give the solution of minimum norm.
         "least squares": [Ridge(1e-6)],
         f"gradient descent, {LAYERS} steps": [Descent(LAYERS, rate) for rate in _RATES],
         f"heavy ball, {LAYERS} steps": [Descent(LAYERS, rate, momentum) for momentum in _MOMENTA for rate in _RATES],

@@ -1,4 +1,4 @@
-"""What a comparison of momentum attention with vanilla found, as in its `result.json`."""
+"""Records of `result.json` for a comparison of momentum attention with vanilla."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from dualform.result import Estimate, Length, Number, Paired, Predictor, Record,
 
 
 class CurvePoint(Record):
-    """Where training stood."""
+    """Validation loss at one time of the training."""
 
     tokens: int
     """Tokens read so far."""
@@ -15,51 +15,52 @@ class CurvePoint(Record):
 
 
 class TaskScore(Record):
-    """Accuracy of a trained model on one task, by mean log-probability of each answer behind demonstrations."""
+    """Accuracy of an arm on one task in context; the answer has the highest mean log-probability."""
 
     named_by = ("task",)
 
     task: str
     """Name of the task."""
     k: int
-    """Demonstrations in the prompt, the fewest over seeds."""
+    """Demonstrations in the prompt; the smallest number over seeds."""
     chance: Number
     """Accuracy of always giving the most frequent answer, in [0, 1]."""
     accuracy: Estimate
-    """Accuracy of the answer with the highest mean log-probability; interval over seeds and queries."""
+    """Accuracy, with its interval over seeds and queries."""
     difference: Paired | None
-    """Accuracy less the baseline's; positive is better, None for a baseline."""
+    """Accuracy minus the baseline's; positive is better, None for a baseline."""
 
 
 class MomentumArm(Record):
-    """One way of attending, trained once a seed."""
+    """A kind of attention, trained once for each seed."""
 
     named_by = ("name",)
 
     name: str
-    """Its kind and eta, such as `momentum 0.3`."""
+    """Kind and eta, such as `momentum 0.3`."""
     kind: str
-    """`vanilla`; with softmax attention `momentum` (the decaying sum of values of arXiv:2212.10559), `normalised` (that
-    sum, its weights adding up to 1), `learned` (that sum with an eta for each head, trained) or `convolution` (of the
-    last few values, weights trained); without softmax `linear`, `linear-momentum` (that sum added), `heavy-ball` or
-    `nesterov` (the momentum of gradient descent, in its dual form)."""
+    """`vanilla`; with softmax attention `momentum` (adds the decaying sum of values of arXiv:2212.10559), `normalised`
+    (that sum with weights that add up to 1), `learned` (that sum with a learned eta for each head) or `convolution` (a
+    learned convolution over the last few values); without softmax `linear`, `linear-momentum` (adds that sum),
+    `heavy-ball` or `nesterov` (whose dual form has the momentum of gradient descent)."""
     eta: Number
-    """Decay a token; for `learned`, where it began; None for kinds without one."""
+    """Decay for each token; for `learned` the initial one; None for kinds without a decay."""
     baseline: str | None
     """Name of the arm that it is compared with; None for `vanilla` and `linear`."""
     parameters: int
     """Parameters, tied ones counted once."""
     step_ratio: Number
-    """Seconds of a training step over the baseline's, steps taken in turn, median of a few; None for a baseline."""
+    """Duration of a training step divided by the baseline's; median of a few alternating steps; None for a baseline."""
     perplexity: dict[Length, Estimate]
-    """By length of the text in tokens, exp of the mean loss on test text: mean over seeds with Student's interval, `n`
-    counts seeds; those whose training diverged are left out and named in `warnings`."""
+    """By length of the text in tokens, exp of the mean loss on test text: mean over seeds with Student's interval; `n`
+    counts seeds. Seeds whose training diverged are left out and named in `warnings`."""
     difference: dict[Length, Paired]
-    """Mean loss less the baseline's, nats a token; negative is better. Empty for a baseline."""
+    """By length of the text in tokens, mean loss minus the baseline's, nats a token; negative is better. Empty for a
+    baseline."""
     curve: list[CurvePoint]
-    """Validation loss while training."""
+    """Validation loss during training."""
     learned_eta: list[Number] = []
-    """Eta of each layer after training, mean over heads and seeds; empty but for `learned`."""
+    """Eta of each layer after training, mean over heads and seeds; empty except for `learned`."""
     tasks: list[TaskScore] = []
     """Scores on tasks; empty without tasks."""
 
@@ -74,71 +75,70 @@ class RegressionCurve(Record):
     condition: float
     """Condition number of the inputs' covariance."""
     loss: list[Estimate]
-    """Squared error at each point over that of predicting zero, in order: the first has seen no example; `n` counts
-    seeds."""
+    """Squared error at each point, divided by that of predicting zero; before the first point there is no example. `n`
+    counts seeds."""
     difference: Paired | None
-    """Mean over points, but for the first, of the log error, less the baseline's; negative is better, None for a
-    baseline."""
+    """Mean log error over all points but the first, minus the baseline's; negative is better, None for a baseline."""
 
 
 class MomentumRegression(Record):
-    """Does momentum speed up in-context regression as it speeds up gradient descent?"""
+    """Errors of all arms, trained on in-context regression, and of exact predictors."""
 
     dimension: int
     """Dimension of the inputs."""
     points: int
     """Points of a sequence."""
     steps: int
-    """Steps of training."""
+    """Training steps."""
     curves: list[RegressionCurve]
     """Each arm at each condition number."""
     references: dict[Predictor, list[RegressionCurve]] = {}
-    """What is computed exactly, at each condition number: least squares, and gradient descent and heavy ball of so many
-    steps."""
+    """Exact predictors at each condition number: least squares, and gradient descent and heavy ball with a fixed number
+    of steps."""
 
 
 class PretrainedMomentum(Record):
-    """Momentum put into a model that was trained without."""
+    """Effect of momentum on a model that was trained without it."""
 
     named_by = ("model", "eta")
 
     model: str
-    """Its name."""
+    """Name of the model."""
     eta: Number
-    """Decay a token."""
+    """Decay for each token."""
     perplexity: Number
-    """Perplexity of test text with momentum, no weight changed."""
+    """Perplexity on test text with momentum, with unchanged weights."""
     base: Number
-    """The same without momentum."""
+    """Perplexity without momentum."""
     tuned: Estimate | None
     """Perplexity after a short finetune with momentum; `n` counts seeds."""
     base_tuned: Estimate | None
-    """Perplexity after the same finetune without."""
+    """Perplexity after the same finetune without momentum."""
     difference: Paired | None
-    """Loss after the finetune, with momentum less without, nats a token."""
+    """Loss after the finetune with momentum minus loss after the finetune without, nats a token."""
 
 
 class MomentumReport(Record):
-    """What `dualform momentum compare` found."""
+    """Results of `dualform momentum compare`."""
 
     recipe: str
-    """Recipe by which the models were trained: a name, or the file's."""
+    """Recipe of the models: its name, or the name of its file."""
     tokens: int
-    """Tokens of training, each run."""
+    """Training tokens of each run."""
     length: int
     """Tokens of a training sequence."""
     arms: list[MomentumArm]
-    """All arms, baselines first of their kind."""
+    """All arms; each baseline comes before the arms that are compared with it."""
     regression: MomentumRegression | None = None
-    """None where `config.regress` is off."""
+    """In-context regression; None if `config.regress` is off."""
     pretrained: list[PretrainedMomentum] = []
-    """One for each model of `config.pretrained` and each eta."""
+    """One record for each model of `config.pretrained` and each eta."""
 
 
 class MomentumResult(Result):
-    """What a comparison of momentum attention with vanilla found."""
+    """Result of a comparison of momentum attention with vanilla."""
 
     study: Literal["momentum"] = "momentum"
     """Always `momentum`."""
     momentum: MomentumReport | None = None
-    """What a comparison of momentum attention with vanilla found."""
+    """Results of `dualform momentum compare`."""

@@ -1,7 +1,7 @@
-"""Momentum attention and vanilla: trained from the same beginnings on the same text, and tested on the same questions.
+"""Momentum attention and vanilla attention: models trained from the same weights on the same text and compared.
 
-For each seed every arm begins with the same weights and reads the same windows in the same order; what differs is how
-it attends. So differences are taken seed by seed, and their spread is that of beginnings and orders, not of arms.
+For each seed every arm starts with the same weights and reads the same windows in the same order; only its attention
+differs. Differences are therefore taken seed by seed.
 """
 
 import contextlib
@@ -56,29 +56,30 @@ class MomentumStudy:
 
     result: MomentumResult
     runs: Mapping[tuple[Arm, int], ArmRun]
-    """By arm and seed."""
+    """Runs by arm and seed."""
     tasks: Mapping[str, Task]
+    """Tasks on which the models were tested, by name."""
 
 
 @dataclass(frozen=True)
 class _Texts:
-    """What all runs read."""
+    """The texts that all runs read, as tokens."""
 
     train: Corpus
     validation: Corpus
     test: Corpus
 
     def digest(self, *more: str) -> str:
-        """What tells them, and whatever else is given, from others."""
-        together = (self.train.digest, self.validation.digest, self.test.digest, *more)
-        return hashlib.sha256(repr(together).encode()).hexdigest()[:16]
+        """Digest of the texts and of further strings."""
+        content = (self.train.digest, self.validation.digest, self.test.digest, *more)
+        return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
 
 def run(config: MomentumConfig, context: StudyContext) -> StudyOutput:
-    """The study, as `Study.run`; its models are trained in the context's folder."""
+    """The study as `Study.run`; its models are trained in the context's folder."""
     with contextlib.nullcontext(context.folder) if context.folder else tempfile.TemporaryDirectory() as folder:
-        found = compare_momentum(config, Path(folder), pieces=context.pieces, progress=context.progress)
-    return StudyOutput(found.result, momentum_table(config, found.runs, found.tasks))
+        study = compare_momentum(config, Path(folder), pieces=context.pieces, progress=context.progress)
+    return StudyOutput(study.result, momentum_table(config, study.runs, study.tasks))
 
 
 @accepts_cells
@@ -86,19 +87,19 @@ def run(config: MomentumConfig, context: StudyContext) -> StudyOutput:
 def compare_momentum(
     config: MomentumConfig, folder: Path, *, pieces: PieceStore = _NO_PIECES, progress: Progress = _SILENT
 ) -> MomentumStudy:
-    """Train all arms over all seeds, and compare.
+    """Train all arms for all seeds and compare them.
 
     Args:
-        config: What to train.
-        folder: Gets the corpus as tokens, and each run's checkpoints, from which a killed run goes on.
-        pieces: Keeps each finished run's numbers.
-        progress: Reports how far the work is.
+        config: Settings of the comparison.
+        folder: Folder for the corpus as tokens and for each run's checkpoints; interrupted runs are resumed from them.
+        pieces: Stores the numbers of each finished run.
+        progress: Receives the progress.
 
     Returns:
-        The result and all that it was made of.
+        The result, with the runs and tasks behind it.
 
     Raises:
-        DualformError: A mistake in settings, text, tasks or models, named before anything is trained.
+        DualformError: If settings, texts, tasks or models are invalid; raised before anything is trained.
     """
     start = time.perf_counter()
     tasks = {name: load_task(name, data_dir=config.data_dir) for name in config.tasks}
@@ -108,11 +109,11 @@ def compare_momentum(
     notes = [f"{name}: {note}" for name in config.pretrained for note in require_usable(config, name)]
     recipe = config.recipe_of(config.seeds[0])
     texts = read_texts(config, recipe, folder / "corpus", progress)
-    # Recipes and tasks may be files, whose content may change while the name stays.
+    # Digests cover the content of recipes and tasks, because files may change under the same name.
     trained_on = texts.digest(source_digest(), recipe.model_dump_json(exclude={"seed", "data_seed"}))
-    inputs = texts.digest(trained_on, *map(_described, tasks.values()))
+    inputs = texts.digest(trained_on, *map(_task_content, tasks.values()))
     training = folder / f"training-{trained_on[:12]}"
-    # In steps, so that regression and finetuning, which have steps too, can be counted along.
+    # Progress is counted in steps, which regression and finetuning have too.
     progress.start(float(_steps_of(config, recipe)))
     runs: dict[tuple[Arm, int], ArmRun] = {}
     for seed in config.seeds:
@@ -120,17 +121,17 @@ def compare_momentum(
             name = f"{arm.name}, seed {seed}"
             piece = pieces.get(name, inputs)
             if piece is None:
-                renamed = _Renamed(progress, name, 1 / recipe.batch_tokens)
+                run_progress = _RunProgress(progress, name, 1 / recipe.batch_tokens)
                 try:
-                    trained = train_arm(config, arm, seed, texts, training, renamed)
+                    trained = train_arm(config, arm, seed, texts, training, run_progress)
                 except TrainingError as error:
-                    # One arm at one seed: what the others say stands, and that this one diverged is a result too.
+                    # A run that diverged is a result too, and does not stop the others.
                     piece = Piece(name, inputs, {}, _diverged(config, arm, seed, str(error)))
                 else:
-                    piece = Piece(name, inputs, *ask(config, trained, arm, seed, texts.test, tasks))
+                    piece = Piece(name, inputs, *evaluate_arm(config, trained, arm, seed, texts.test, tasks))
                 pieces.put(piece)
             else:
-                progress.advance(float(recipe.steps), f"{name} was finished earlier")
+                progress.advance(float(recipe.steps), f"{name} was already finished")
             runs[arm, seed] = ArmRun(piece.tensors, piece.about)
     ratios = {}
     for arm in config.arms:
@@ -143,39 +144,39 @@ def compare_momentum(
             ratios[arm] = float(piece.about["ratio"])
     regression = regress(config, pieces, progress.advance) if config.regress else None
     pretrained = [record for name in config.pretrained for record in put_into(config, name, pieces, progress.advance)]
-    where = environment(_device(config), time.perf_counter() - start)
-    result = summarise_momentum(config, runs, ratios, tasks, where, inputs, regression, pretrained, notes)
+    facts = environment(_device(config), time.perf_counter() - start)
+    result = summarise_momentum(config, runs, ratios, tasks, facts, inputs, regression, pretrained, notes)
     return MomentumStudy(result, runs, tasks)
 
 
 def _steps_of(config: MomentumConfig, recipe: Recipe) -> int:
-    """Steps of all training."""
+    """Total number of training steps."""
     n = len(config.arms) * recipe.steps + (len(config.arms) * config.regression_steps if config.regress else 0)
     tuned = len(config.pretrained) * (1 + len(config.pretrained_etas)) * config.pretrained_steps
     return len(config.seeds) * (n + tuned)
 
 
 def read_texts(config: MomentumConfig, recipe: Recipe, folder: Path, progress: Progress) -> _Texts:
-    """All text as tokens, by a tokenizer that is learned from what is trained on.
+    """All texts as tokens, with a tokenizer that is trained on the training text.
 
     Raises:
-        ConfigError: A file is missing, or the test text is shorter than a window.
+        ConfigError: If a file is missing, or the test text is shorter than a window.
     """
     named = {"train": config.corpus, "validation": config.validation, "test": config.test}
-    # All three are looked for before hours are spent on the first.
+    # Check that all three exist before spending hours on the first.
     sources = {name: find_source(where, split=name) for name, where in named.items()}
     train = build_corpus(sources["train"], folder, recipe.vocab_size, name="train", progress=progress)
     validation, test = (
         build_corpus(sources[name], folder, train.tokenizer, name=name, progress=progress)
         for name in ("validation", "test")
     )
-    # Training checks the others.
+    # Raises an error if the test text is too short; training checks the other texts.
     spread_windows(test.count, recipe.length, 1)
     return _Texts(train, validation, test)
 
 
-def _described(task: Task) -> str:
-    """All of a task that its answers depend on."""
+def _task_content(task: Task) -> str:
+    """Everything about a task that answers depend on, as text."""
     rows = [
         (example.row, example.label, example.choices, sorted(example.fields.items()))
         for example in (*task.demonstration_pool, *task.split(task.report_split))
@@ -184,7 +185,7 @@ def _described(task: Task) -> str:
 
 
 def _device(config: MomentumConfig) -> torch.device:
-    """Where arms are trained."""
+    """Device on which arms are trained."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return torch.device("cpu") if config.device == "cpu" or accelerator is None else accelerator
 
@@ -192,7 +193,7 @@ def _device(config: MomentumConfig) -> torch.device:
 def train_arm(
     config: MomentumConfig, arm: Arm, seed: int, texts: _Texts, folder: Path, progress: Progress
 ) -> Pretrained:
-    """One run; goes on from its last checkpoint where an earlier one was interrupted."""
+    """Train one arm with one seed; an interrupted run is resumed from its last checkpoint."""
     return pretrain(
         config.recipe_of(seed),
         texts.train,
@@ -204,13 +205,13 @@ def train_arm(
     )
 
 
-def ask(
+def evaluate_arm(
     config: MomentumConfig, trained: Pretrained, arm: Arm, seed: int, test: Corpus, tasks: Mapping[str, Task]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Test of a trained model: text at each length, and tasks in context.
+    """Evaluate a trained model on test text at each length and on tasks in context.
 
     Returns:
-        Answers of each task, `(example, answer)`, and numbers that JSON can hold.
+        Log-probabilities of each task's answers, `(example, answer)`, and the other numbers as JSON values.
     """
     model = trained.model
     about: dict[str, Any] = {
@@ -228,20 +229,20 @@ def ask(
             try:
                 tensors[name], about["k"][name] = answers_in_context(config, lm, task, seed)
             except ContextError as error:
-                # The remedies that it names are those of other studies.
+                # The rest of the message proposes remedies that do not apply here.
                 reason = str(error).partition(". ")[0]
-                about["notes"].append(f"{name} was not asked: {reason}. Train with a larger length.")
+                about["notes"].append(f"{name} was left out: {reason}. Train with a larger length.")
     return tensors, about
 
 
 def _diverged(config: MomentumConfig, arm: Arm, seed: int, reason: str) -> dict[str, Any]:
-    """What there is to say of a run that left no model, in the form of `ask`."""
-    n = sum(parameter.numel() for parameter in _built(config.recipe_of(seed), arm).parameters())
+    """Numbers of a run that diverged, in the form of `evaluate_arm`."""
+    n = sum(parameter.numel() for parameter in _build(config.recipe_of(seed), arm).parameters())
     note = f"{arm.name}, seed {seed} diverged and is left out: {reason}"
     return {"losses": {}, "curve": [], "parameters": n, "learned_eta": [], "k": {}, "notes": [note]}
 
 
-def _built(recipe: Recipe, arm: Arm) -> PreTrainedModel:
+def _build(recipe: Recipe, arm: Arm) -> PreTrainedModel:
     """An arm's model before training."""
     model = recipe.build()
     prepare = prepare_for(arm)
@@ -251,10 +252,10 @@ def _built(recipe: Recipe, arm: Arm) -> PreTrainedModel:
 
 
 def answers_in_context(config: MomentumConfig, lm: LanguageModel, task: Task, seed: int) -> tuple[Tensor, int]:
-    """Log-probabilities of each query's answers behind demonstrations, `(example, answer)`, and how many these were.
+    """Log-probabilities of each query's answers, `(example, answer)`, and the number of demonstrations that fit.
 
     Raises:
-        ContextError: A query, or one demonstration beside it, is longer than what the model was trained on.
+        ContextError: If a query, or a query with one demonstration, is longer than the training length.
     """
     prefix, queries, k_effective = prompts(config, lm, task, seed)
     return lm.log_probabilities(lm.encode(prefix), queries), k_effective
@@ -263,23 +264,25 @@ def answers_in_context(config: MomentumConfig, lm: LanguageModel, task: Task, se
 def prompts(
     config: MomentumConfig, lm: LanguageModel, task: Task, seed: int
 ) -> tuple[tuple[int, ...], list[Query], int]:
-    """Demonstrations of a task as token ids, the queries behind them, and how many demonstrations fit.
+    """Demonstrations of a task as token ids, its queries, and the number of demonstrations that fit.
 
     Raises:
         ContextError: See `answers_in_context`.
     """
-    drawn = draw_demonstrations(task, config.k, seed, balanced=True)
+    demonstrations = draw_demonstrations(task, config.k, seed, balanced=True)
     with warnings.catch_warnings():
-        # Every run would say anew which words begin alike and how many demonstrations fit; the result says the latter.
+        # Every run would repeat the same warnings; the number of demonstrations that fit is reported in the result.
         warnings.simplefilter("ignore", UserWarning)
         encoder = Encoder(lm, task)
         queries = [encoder.query(example) for example in queries_of(config, task)]
-        kept = encoder.truncate_to_context(drawn, queries, config.recipe_of(seed).length, any_label=True)
-    return encoder.demonstrations(kept).prefix, queries, kept.k_effective
+        demonstrations = encoder.truncate_to_context(
+            demonstrations, queries, config.recipe_of(seed).length, any_label=True
+        )
+    return encoder.demonstrations(demonstrations).prefix, queries, demonstrations.k_effective
 
 
 def _learned(model: PreTrainedModel) -> list[float]:
-    """Eta of each layer that learns it, mean over heads."""
+    """Learned eta of each layer, mean over heads."""
     return [
         float(module.logit.detach().sigmoid().mean())
         for module in model.modules()
@@ -291,14 +294,14 @@ STEPS_TIMED = 9
 
 
 def step_ratio(config: MomentumConfig, arm: Arm) -> float:
-    """Time of an arm's forward and backward over its baseline's: median of some taken in turn, in one process.
+    """Duration of an arm's forward and backward pass divided by its baseline's: median of a few alternating passes.
 
-    Times of whole runs are not compared, because other work on the machine comes and goes between them.
+    Times of whole runs are not compared, because the load of the machine changes between them.
     """
     assert arm.baseline is not None
     recipe = config.recipe_of(config.seeds[0])
     device = _device(config)
-    models = [_built(recipe, one).to(device).train() for one in (arm.baseline, arm)]
+    models = [_build(recipe, each).to(device).train() for each in (arm.baseline, arm)]
     shape = (min(recipe.micro_batch, recipe.sequences), recipe.length)
     rows = torch.randint(recipe.vocab_size, shape, generator=torch.Generator().manual_seed(0)).to(device)
     ratios = []
@@ -314,12 +317,12 @@ def step_ratio(config: MomentumConfig, arm: Arm) -> float:
             seconds.append(time.perf_counter() - begin)
             model.zero_grad(set_to_none=True)
         ratios.append(seconds[1] / seconds[0])
-    # The first pays for what happens once.
+    # The first pass includes one-time work and is left out.
     return statistics.median(ratios[1:])
 
 
-class _Renamed:
-    """Passes progress of one run on as part of the study's."""
+class _RunProgress:
+    """Reports the progress of one run as part of the study's."""
 
     def __init__(self, progress: Progress, name: str, share: float) -> None:
         self._progress = progress
@@ -327,8 +330,8 @@ class _Renamed:
         self._share = share
 
     def start(self, total: float) -> None:
-        """The study has begun already."""
+        """Do nothing: the study has already started."""
 
     def advance(self, amount: float, doing: str) -> None:
-        """With the run's name in front."""
+        """Report progress with the run's name in front."""
         self._progress.advance(amount * self._share, f"{self._name}: {doing}")

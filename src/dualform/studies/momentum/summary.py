@@ -1,4 +1,4 @@
-"""From trained arms to the numbers of a `MomentumReport`."""
+"""Summary of trained arms as a `MomentumReport`."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +29,7 @@ from dualform.tasks.task import Example, Task
 
 @dataclass(frozen=True)
 class ArmRun:
-    """What one run of one arm brought."""
+    """Numbers of one run of one arm."""
 
     answers: dict[str, Tensor]
     """Task -> log-probabilities `(example, answer)`."""
@@ -38,7 +38,7 @@ class ArmRun:
 
     @property
     def finished(self) -> bool:
-        """Whether there is a trained model: not where training diverged."""
+        """Whether there is a trained model; False if training diverged."""
         return bool(self.about["losses"])
 
 
@@ -53,30 +53,33 @@ def summarise_momentum(
     pretrained: list[PretrainedMomentum],
     notes_of_models: Sequence[str] = (),
 ) -> MomentumResult:
-    """The whole study as a result.
+    """The result of the whole study.
 
     Args:
-        config: The settings.
-        runs: By arm and seed, all of them.
-        step_ratios: Arm -> time of its training step over its baseline's.
-        tasks: Those that were tested, by name.
+        config: Settings of the study.
+        runs: All runs by arm and seed.
+        step_ratios: Arm -> duration of a training step divided by its baseline's.
+        tasks: Tasks on which the models were tested, by name.
         environment: See `Result.environment`.
-        inputs: Digest of all text.
-        regression: In-context regression, where it was chosen.
-        pretrained: Models that were trained without.
-        notes_of_models: What is known of how those were loaded.
+        inputs: Digest of texts, recipe and tasks.
+        regression: Results of in-context regression, or None.
+        pretrained: Results on models that were trained without momentum.
+        notes_of_models: Notes from loading those models.
     """
     recipe = config.recipe_of(config.seeds[0])
     notes = list(dict.fromkeys((*notes_of_models, *(note for run in runs.values() for note in run.about["notes"]))))
     for name in tasks:
         fitted = [int(run.about["k"][name]) for run in runs.values() if name in run.about["k"]]
         if fitted and min(fitted) < config.k:
-            shown = min(fitted) if min(fitted) == max(fitted) else f"{min(fitted)} to {max(fitted)}"
-            notes.append(f"{name}: of {config.k} demonstrations {shown} fit the trained length of {recipe.length}.")
+            number = min(fitted) if min(fitted) == max(fitted) else f"{min(fitted)} to {max(fitted)}"
+            notes.append(f"{name}: {number} of {config.k} demonstrations fit the training length of {recipe.length}.")
     if len(config.seeds) == 1:
         notes.append("One seed has no interval: train several, with --seeds 1..5.")
     elif len(config.seeds) < 5:
-        notes.append(f"{len(config.seeds)} seeds: Student's intervals over so few are wide, and rest on normality.")
+        notes.append(
+            f"{len(config.seeds)} seeds: Student's intervals over so few seeds are wide and assume a normal "
+            "distribution."
+        )
     return MomentumResult(
         dualform=__version__,
         study="momentum",
@@ -108,13 +111,13 @@ def _arm(
     tasks: Mapping[str, Task],
 ) -> MomentumArm:
     own = _finished(config, runs, arm)
-    beside = None if arm.baseline is None else _finished(config, runs, arm.baseline)
-    both = [seed for seed in own if beside is not None and seed in beside]
+    baseline = None if arm.baseline is None else _finished(config, runs, arm.baseline)
+    both = [seed for seed in own if baseline is not None and seed in baseline]
     lengths = [str(length) for length in config.lengths()]
     learned = [run.about["learned_eta"] for run in own.values()]
 
-    def losses(of: Mapping[int, ArmRun], seeds: Iterable[int], length: str) -> list[float]:
-        return [of[seed].about["losses"][length] for seed in seeds]
+    def losses(by_seed: Mapping[int, ArmRun], seeds: Iterable[int], length: str) -> list[float]:
+        return [by_seed[seed].about["losses"][length] for seed in seeds]
 
     return MomentumArm(
         name=arm.name,
@@ -125,9 +128,9 @@ def _arm(
         step_ratio=step_ratio,
         perplexity={length: over_seeds([math.exp(loss) for loss in losses(own, own, length)]) for length in lengths},
         difference={}
-        if beside is None
+        if baseline is None
         else {
-            length: paired_difference(both, losses(own, both, length), losses(beside, both, length))
+            length: paired_difference(both, losses(own, both, length), losses(baseline, both, length))
             for length in lengths
         },
         curve=[
@@ -136,7 +139,7 @@ def _arm(
         ],
         learned_eta=[sum(layer) / len(layer) for layer in zip(*learned, strict=True)],
         tasks=[
-            _task(config, name, task, own, beside)
+            _task(config, name, task, own, baseline)
             for name, task in tasks.items()
             if own and all(name in run.answers for run in own.values())
         ],
@@ -149,28 +152,32 @@ def _finished(config: MomentumConfig, runs: Mapping[tuple[Arm, int], ArmRun], ar
 
 
 def _task(
-    config: MomentumConfig, name: str, task: Task, own: Mapping[int, ArmRun], beside: Mapping[int, ArmRun] | None
+    config: MomentumConfig, name: str, task: Task, own: Mapping[int, ArmRun], baseline: Mapping[int, ArmRun] | None
 ) -> TaskScore:
     truth = torch.tensor([example.label for example in queries_of(config, task)])
 
-    def right(runs: Mapping[int, ArmRun]) -> dict[int, Tensor]:
+    def correct(runs: Mapping[int, ArmRun]) -> dict[int, Tensor]:
         return {seed: (run.answers[name].argmax(1) == truth).double() for seed, run in runs.items()}
 
-    accuracy, baseline = right(own), right(beside or {})
-    both = [seed for seed in accuracy if seed in baseline]
+    own_correct, baseline_correct = correct(own), correct(baseline or {})
+    both = [seed for seed in own_correct if seed in baseline_correct]
     return TaskScore(
         task=name,
         k=min(int(run.about["k"][name]) for run in own.values()),
         chance=float(truth.bincount().max() / len(truth)),
-        accuracy=Statistics(config.resamples, tuple(map(str, own))).share(torch.stack(list(accuracy.values()))),
+        accuracy=Statistics(config.resamples, tuple(map(str, own))).share(torch.stack(list(own_correct.values()))),
         difference=None
-        if beside is None
-        else paired_difference(both, *([float(of[seed].mean()) for seed in both] for of in (accuracy, baseline))),
+        if baseline is None
+        else paired_difference(
+            both,
+            [float(own_correct[seed].mean()) for seed in both],
+            [float(baseline_correct[seed].mean()) for seed in both],
+        ),
     )
 
 
 def queries_of(config: MomentumConfig, task: Task) -> tuple[Example, ...]:
-    """The queries of a task."""
+    """Queries of a task on which models are tested."""
     return sample(task.split(task.report_split), config.limit)
 
 
@@ -180,8 +187,8 @@ def momentum_table(
     """One row for each arm, seed and length, and one for each arm, seed, task and query.
 
     Returns:
-        Columns `arm`, `seed`; `length` and `loss` (nats a token); `task`, `query`, `label` and `prediction`. What a row
-        does not have is null.
+        Columns `arm`, `seed`; `length` and `loss` (nats a token); `task`, `query`, `label` and `prediction`. Missing
+        values are null.
     """
     rows: list[dict[str, Any]] = []
     for (arm, seed), run in runs.items():

@@ -31,11 +31,11 @@ from dualform.studies.momentum.result import MomentumArm, MomentumReport, Moment
 from dualform.studies.published import PaperMomentumComparison, compare_momentum_with_paper
 
 LENGTHS_SHOWN = 3
-"""Lengths of text, the longest ones, that the terminal shows perplexity at; the page has all of them."""
+"""The terminal shows perplexity at this many of the longest lengths; the page shows all."""
 
 
 def momentum_tables(result: MomentumResult) -> list[Table]:
-    """All tables for the terminal that have rows, in the order of reading; none without a momentum study."""
+    """All tables for the terminal that have rows."""
     if result.momentum is None:
         return []
     tables = [difference_table(result), perplexity_table(result), tasks_table(result), regression_table(result)]
@@ -43,7 +43,7 @@ def momentum_tables(result: MomentumResult) -> list[Table]:
 
 
 def difference_table(result: MomentumResult) -> Table:
-    """Each arm's loss at full length less its baseline's, as nats and as a change of perplexity."""
+    """Each arm's loss at full length minus its baseline's, in nats and as a change of perplexity."""
     report = result.momentum
     length = full_length(report) if report is not None else None
     where = f" at {length_name(length)} tokens" if length is not None else ""
@@ -58,27 +58,27 @@ def difference_table(result: MomentumResult) -> Table:
     rows = []
     for arm in _arms(report):
         if arm.baseline is not None and report is not None:
-            found = difference_at(arm, length)
+            paired = difference_at(arm, length)
             rows.append(
                 Row(
                     (
-                        _arm(report, arm, beside=True),
-                        nats_cell(found),
-                        _change(found),
-                        _p(found.p if found is not None else None),
-                        _p(found.p_signs if found is not None else None),
-                        Cell(found.n if found is not None else None, "count"),
+                        _arm(report, arm, with_baseline=True),
+                        nats_cell(paired),
+                        _change(paired),
+                        _p(paired.p if paired is not None else None),
+                        _p(paired.p_signs if paired is not None else None),
+                        Cell(paired.n if paired is not None else None, "count"),
                     )
                 )
             )
-    return Table(f"Loss{where}, less the baseline's", columns, tuple(rows))
+    return Table(f"Loss{where}, minus the baseline's", columns, tuple(rows))
 
 
 def perplexity_table(result: MomentumResult) -> Table:
-    """Perplexity on test text by its length, intervals below."""
+    """Perplexity on test text by its length, with intervals below."""
     report = result.momentum
     all_lengths = lengths(report) if report is not None else []
-    shown = all_lengths[-LENGTHS_SHOWN:]
+    in_terminal = all_lengths[-LENGTHS_SHOWN:]
     columns = (
         Column("arm"),
         *(
@@ -87,7 +87,7 @@ def perplexity_table(result: MomentumResult) -> Table:
                 "number",
                 short=length_name(each),
                 interval="below",
-                where="everywhere" if each in shown else "page",
+                where="everywhere" if each in in_terminal else "page",
             )
             for each in all_lengths
         ),
@@ -98,14 +98,14 @@ def perplexity_table(result: MomentumResult) -> Table:
         if report is not None and all_lengths
     )
     note = (
-        "Test text in pieces of each length. The intervals of perplexities include what a seed draws for all arms "
-        "alike; the differences distinguish arms."
+        "Test text in pieces of each length. The intervals of perplexities include variation between seeds that all "
+        "arms share; use the differences to compare arms."
     )
     return Table("Perplexity by tokens of test text", columns, rows, note=note)
 
 
 def learned_table(result: MomentumResult) -> Table:
-    """The eta that each arm learned, layer by layer."""
+    """Learned etas by arm and layer."""
     report = result.momentum
     arms = [arm for arm in _arms(report) if arm.learned_eta]
     layers = max((len(arm.learned_eta) for arm in arms), default=0)
@@ -122,11 +122,11 @@ def learned_table(result: MomentumResult) -> Table:
         )
         for arm in arms
     )
-    return Table("Eta learned", columns, rows)
+    return Table("Learned eta", columns, rows)
 
 
 def tasks_table(result: MomentumResult) -> Table:
-    """Accuracy in context, task by task and in the mean, and its difference from the baseline's."""
+    """Accuracy in context by task, its mean over tasks and the difference from the baseline's."""
     report = result.momentum
     names = list(dict.fromkeys(score.task for arm in _arms(report) for score in arm.tasks))
     columns = (
@@ -134,7 +134,7 @@ def tasks_table(result: MomentumResult) -> Table:
         Column("tasks", "count", where="terminal"),
         *(Column(name, "share", where="page") for name in names),
         Column("mean", "share", short="accuracy", where="everywhere" if len(names) > 1 else "terminal"),
-        Column("less the baseline's, points", "difference", short="difference", interval=True),
+        Column("minus the baseline's, points", "difference", short="difference", interval=True),
         Column("p", "p"),
     )
     rows = []
@@ -144,7 +144,7 @@ def tasks_table(result: MomentumResult) -> Table:
         if not scores:
             continue
         chances |= {name: score.chance for name, score in scores.items() if finite(score.chance) is not None}
-        found = over_tasks(arm)
+        paired = over_tasks(arm)
         rows.append(
             Row(
                 (
@@ -155,8 +155,8 @@ def tasks_table(result: MomentumResult) -> Table:
                         for name in names
                     ),
                     Cell(mean_accuracy(arm), "share"),
-                    BLANK if found is None else Cell(found.mean, "difference", found.ci95, found.n),
-                    BLANK if found is None else _p(found.p),
+                    BLANK if paired is None else Cell(paired.mean, "difference", paired.ci95, paired.n),
+                    BLANK if paired is None else _p(paired.p),
                 )
             )
         )
@@ -168,14 +168,14 @@ def tasks_table(result: MomentumResult) -> Table:
 
 
 def regression_table(result: MomentumResult) -> Table:
-    """Error behind all examples by condition number, and the mean change of the error from the baseline's."""
+    """Error after all examples by condition number, and the relative change of the error from the baseline's."""
     report = result.momentum
     regression = report.regression if report is not None else None
     columns = (
         Column("condition number", "number", short="condition"),
         Column("predictor"),
-        Column("error behind all examples", "score", short="last error"),
-        Column("error less the baseline's", "number", short="error changed by", interval="below"),
+        Column("error after all examples", "score", short="last error"),
+        Column("error relative to the baseline's", "number", short="change", interval="below"),
         Column("p", "p"),
     )
     rows = []
@@ -189,28 +189,29 @@ def regression_table(result: MomentumResult) -> Table:
         exact = references_at(regression, condition).items()
         predictors += [(f"{name} (exact)", MEASURE_COLOUR, curve) for name, curve in exact]
         for place, (name, colour, curve) in enumerate(predictors):
-            last, found = last_error(curve), curve.difference
+            last, paired = last_error(curve), curve.difference
             rows.append(
                 Row(
                     (
-                        # Named once, so that a block is seen as one.
+                        # Only in the first row of each block.
                         Cell(condition, "number", shown=f"{condition:g}" if place == 0 else ""),
                         Cell(name, colour=colour),
                         Cell(None, "score") if last is None else estimate_cell(last),
-                        BLANK if found is None else _change(found),
-                        BLANK if found is None else _p(found.p),
+                        BLANK if paired is None else _change(paired),
+                        BLANK if paired is None else _p(paired.p),
                     )
                 )
             )
     note = (
-        "The error less the baseline's is the geometric mean over all points but the first, which has seen no example, "
-        "seed by seed."
+        "The change relative to the baseline is the geometric mean over all points but the first, which has no "
+        "examples "
+        "before it, seed by seed."
     )
     return Table("In-context regression", columns, tuple(rows), note=note)
 
 
 def pretrained_table(result: MomentumResult) -> Table:
-    """Momentum in models that were trained without: perplexity as they are, and the difference after a finetune."""
+    """Momentum in models that were trained without it: perplexity before, and the difference after a finetune."""
     columns = (
         Column("model"),
         Column("eta", "number"),
@@ -236,17 +237,17 @@ def pretrained_table(result: MomentumResult) -> Table:
         )
         for each in (result.momentum.pretrained if result.momentum is not None else [])
     )
-    return Table("Put into models that were trained without", columns, rows)
+    return Table("Momentum in models that were trained without it", columns, rows)
 
 
 def published_table(result: MomentumResult) -> Table:
-    """The paper's numbers, one run each, next to this run's where it has them."""
+    """The paper's numbers, one run each, and this run's where there are any."""
     report = result.momentum
     best = best_momentum(report, full_length(report)) if report is not None else None
     if report is None or best is None:
         return Table("The paper's numbers", (Column("number"),), ())
     vanilla = arm_of(report, best.baseline)
-    found = compare_momentum_with_paper(vanilla, best)
+    compared = compare_momentum_with_paper(vanilla, best)
     own = shares_with_the_paper(result)
     columns = (
         Column("number"),
@@ -257,14 +258,14 @@ def published_table(result: MomentumResult) -> Table:
         ),
     )
     rows = tuple(
-        Row((Cell(row.title), *_published(row), *(_own(row, each) for each in row.run if own))) for row in found
+        Row((Cell(row.title), *_published(row), *(_own(row, each) for each in row.run if own))) for row in compared
     )
     groups = (("", 1), ("paper, one run each", 3), *((("this run", 2),) if own else ()))
     return Table("The paper's numbers", columns, rows, groups=groups)
 
 
 def shares_with_the_paper(result: MomentumResult) -> bool:
-    """Whether this run has a number that the paper reports too."""
+    """Whether this run measured a number that the paper also reports."""
     report = result.momentum
     best = best_momentum(report, full_length(report)) if report is not None else None
     if report is None or best is None:
@@ -274,11 +275,11 @@ def shares_with_the_paper(result: MomentumResult) -> bool:
 
 
 def _published(row: PaperMomentumComparison) -> list[Cell]:
-    without, with_it = row.published
+    vanilla, momentum = row.published
     if row.share:
-        change = Cell(with_it - without, "difference", shown=f"{difference(with_it - without)} points")
+        change = Cell(momentum - vanilla, "difference", shown=f"{difference(momentum - vanilla)} points")
         return [*(Cell(each, "share") for each in row.published), change]
-    relative_change = with_it / without - 1
+    relative_change = momentum / vanilla - 1
     change = Cell(relative_change, "number", shown=f"{100 * relative_change:+.2f} %")
     return [*(Cell(each, "number", shown=perplexity_text(each)) for each in row.published), change]
 
@@ -290,7 +291,7 @@ def _own(row: PaperMomentumComparison, estimate: Estimate | None) -> Cell:
 
 
 def cost_table(result: MomentumResult) -> Table:
-    """What each arm is made of, and how long a step takes compared with its baseline's."""
+    """Eta, parameters and relative duration of a training step of each arm."""
     report = result.momentum
     columns = (
         Column("arm"),
@@ -316,8 +317,8 @@ def cost_table(result: MomentumResult) -> Table:
             )
         )
     note = (
-        "Seconds of a training step over the baseline's, steps taken in turn in one process; the median of a few. Of "
-        "this machine, under whatever else it did."
+        "Duration of a training step divided by the baseline's: median of a few alternating steps in one process, on "
+        "this machine with its load at the time."
     )
     return Table("What it costs", columns, tuple(rows), note=note)
 
@@ -326,32 +327,33 @@ def _arms(report: MomentumReport | None) -> list[MomentumArm]:
     return report.arms if report is not None else []
 
 
-def _arm(report: MomentumReport, arm: MomentumArm, beside: bool = False) -> Cell:
-    """An arm's name with its colour, and below it the arm that it is compared with."""
-    return Cell(arm.name, colour=arm_colours(report)[arm.name], notes=(f"less {arm.baseline}",) if beside else ())
+def _arm(report: MomentumReport, arm: MomentumArm, with_baseline: bool = False) -> Cell:
+    """An arm's name in its colour, with the arm that it is compared with below."""
+    notes = (f"minus {arm.baseline}",) if with_baseline else ()
+    return Cell(arm.name, colour=arm_colours(report)[arm.name], notes=notes)
 
 
-def nats_cell(found: Paired | None) -> Cell:
-    """A difference of losses, four decimals and a sign."""
-    if found is None:
+def nats_cell(paired: Paired | None) -> Cell:
+    """A difference of losses with four decimals and a sign."""
+    if paired is None:
         return Cell(None, "nats")
-    return Cell(found.mean, "nats", found.ci95, found.n, nats(found.mean), shown_interval=nats_interval(found.ci95))
+    mean, interval = nats(paired.mean), nats_interval(paired.ci95)
+    return Cell(paired.mean, "nats", paired.ci95, paired.n, mean, shown_interval=interval)
 
 
-def _change(found: Paired | None) -> Cell:
-    """The same difference of logarithms as a change in per cent."""
-    if found is None:
+def _change(paired: Paired | None) -> Cell:
+    """A difference of logarithms as a relative change in per cent."""
+    if paired is None:
         return Cell(None, "number")
-    return Cell(
-        found.mean, "number", found.ci95, found.n, relative(found.mean), shown_interval=relative_interval(found.ci95)
-    )
+    mean, interval = relative(paired.mean), relative_interval(paired.ci95)
+    return Cell(paired.mean, "number", paired.ci95, paired.n, mean, shown_interval=interval)
 
 
 def _perplexity(estimate: Estimate | None) -> Cell:
     if estimate is None:
         return Cell(None, "number")
-    shown, ends = perplexity_text(estimate.mean), perplexity_interval(estimate.ci95)
-    return Cell(estimate.mean, "number", estimate.ci95, estimate.n, shown, shown_interval=ends)
+    mean, interval = perplexity_text(estimate.mean), perplexity_interval(estimate.ci95)
+    return Cell(estimate.mean, "number", estimate.ci95, estimate.n, mean, shown_interval=interval)
 
 
 def _p(p: float | None) -> Cell:
@@ -359,7 +361,7 @@ def _p(p: float | None) -> Cell:
 
 
 def eta_text(eta: float | None) -> str:
-    """`0.3`; empty for an arm without."""
+    """`0.3`; empty for an arm without eta."""
     number = finite(eta)
     return "" if number is None else f"{number:g}"
 
