@@ -225,7 +225,7 @@ def test_what_a_library_makes_of_ctrl_c_is_still_ctrl_c(
         raise ImportError("numpy.core.multiarray failed to import")
 
     monkeypatch.setattr(comparison, "compute_seed", spoil)
-    monkeypatch.setattr(interrupts, "was_asked", lambda: True)
+    monkeypatch.setattr(interrupts, "was_interrupted", lambda: True)
     done = dualform("compare", "gpt2", "tickets.csv", *SMALL, "--seeds", "1", "--out", out)
 
     assert (done.code, done.message) == (130, "stopped")

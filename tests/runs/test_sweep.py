@@ -53,7 +53,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for family in ("gpt2", "llama"):
         save_tiny(family, tmp_path / family)
     write_csv(tmp_path / "tickets.csv")
-    monkeypatch.setattr(worker, "_warm", None)
+    monkeypatch.setattr(worker, "_loaded", None)
     return tmp_path
 
 
