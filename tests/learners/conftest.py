@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Models this small spend their time waiting for one another's threads."""
+    """Use one thread: models this small spend their time on synchronisation otherwise."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

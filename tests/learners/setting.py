@@ -41,7 +41,7 @@ def fresh(family: str, label_words: tuple[str, ...] = ("positive", "lukewarm"), 
 
 
 def setting_of(lm: LanguageModel, label_words: tuple[str, ...] = ("positive", "lukewarm"), k: int = 4) -> Setting:
-    """The same around a model at hand."""
+    """The same setting for a given model."""
     task = sentiment(label_words)
     encoder = Encoder(lm, task)
     chosen = some_demonstrations(task, k)
@@ -58,13 +58,13 @@ def setting_of(lm: LanguageModel, label_words: tuple[str, ...] = ("positive", "l
 
 
 def readings(adapted: Adapted, setting: Setting) -> list[Any]:
-    """Everything that can be read, group by group."""
+    """All readings, group by group."""
     groups = setting.lm.groups(setting.queries)
     return [adapted.read_group(setting.queries, indices, EVERYTHING) for indices in groups]
 
 
 def assert_same_readings(actual: list[Any], expected: list[Any]) -> None:
-    """Bit for bit, the inside included."""
+    """Check that readings and traces are equal, bit for bit."""
     assert len(actual) == len(expected)
     for reading, other in zip(actual, expected, strict=True):
         assert reading.queries == other.queries

@@ -24,7 +24,7 @@ RTOL, ATOL = 1e-4, 2e-6
 
 
 def twin(family, setting, rate, loss_on, n=None):
-    """The obvious finetuning: a copy of the plain model, SGD by hand on the rows of W_K and W_V, HF's own loss."""
+    """A simple reference: a copy of the plain model, SGD by hand on the rows of W_K and W_V, HF's own loss."""
     model = copy.deepcopy(tiny_model(family))
     rows = key_value_rows(setting.lm.anatomy)
     losses = []
@@ -299,7 +299,7 @@ class TestWhatCannotBeLearned:
             Finetuned(setting.encoder.opening, RATE).adapt(lm, setting.demonstrations)
 
 
-def test_training_touches_only_what_the_optimiser_holds():
+def test_training_changes_only_the_parameters_of_the_optimiser():
     setting = fresh("llama")
     weight = setting.lm.model.get_parameter("model.layers.0.mlp.up_proj.weight")
     before = {name: tensor.clone() for name, tensor in setting.lm.model.state_dict().items()}
@@ -403,7 +403,7 @@ class TestOtherParts:
         setting = fresh(family)
 
         def apart(rate):
-            """How far the two end from one another, relative to how far they went."""
+            """Difference of the two changes, relative to their size."""
             first, second = (
                 torch.cat(
                     [
@@ -434,7 +434,7 @@ class TestOtherParts:
 
 
 def only(demonstrations, number):
-    """One of them alone, as far as training looks at them."""
+    """One demonstration, with the attributes that training uses."""
     return dataclasses.replace(
         demonstrations,
         sequences=demonstrations.sequences[number : number + 1],

@@ -36,7 +36,7 @@ def folded(setting, **options):
 
 
 def obvious_fold(setting, learner):
-    """The same, text by text and layer by layer, each by whole forwards with plain hooks: slow and plain."""
+    """A slow and simple reference: text by text and layer by layer, each by whole forwards with plain hooks."""
     lm = setting.lm
     blocks = find_blocks(lm.model, lm.anatomy)
     deltas: list[WeightDelta] = []
@@ -162,7 +162,7 @@ def test_the_base_model_is_untouched_and_gradients_stay_off(family, monkeypatch)
 
 
 @pytest.mark.parametrize("route", ["packed-mask", "repeated", "naive"])
-def test_every_route_folds_alike(route):
+def test_every_route_gives_the_same_fold(route):
     setting, slow = fresh("llama"), fresh("llama")
     slow = replace(slow, lm=type(slow.lm).wrap(slow.lm.model, slow.lm.tokenizer, "llama", route))
     texts = tuple(Query(text.prompt, ()) for text in texts_of(setting, 12))
@@ -220,7 +220,7 @@ def test_plain_text_is_changed_less_the_more_it_counts():
     assert without > light > heavy
 
 
-def test_only_the_layers_asked_for_are_folded():
+def test_only_the_requested_layers_are_folded():
     setting = fresh("llama")
     fold = folded(setting, layers=(1,)).fold(setting.lm, setting.demonstrations)
     assert {change.parameter.split(".")[2] for change in fold.adapted.deltas} == {"1"}
@@ -285,7 +285,7 @@ def test_what_it_reads_can_be_recorded():
     assert reading.trace.output is not None
 
 
-def test_too_few_texts_and_bad_settings_are_named():
+def test_too_few_texts_and_invalid_settings_are_errors():
     setting = fresh("llama")
     with pytest.raises(ConfigError, match=rf"3 calibration texts are too few.*at least {FEWEST_TEXTS}"):
         folded(setting, texts=texts_of(setting, 3))

@@ -1,4 +1,4 @@
-"""One explicit gradient step: from the demonstrations' own vectors, in the entries that keep the layer alone."""
+"""One explicit gradient step, computed from the demonstrations' vectors and applied to the layer's entries only."""
 
 import dataclasses
 

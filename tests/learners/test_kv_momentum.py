@@ -1,4 +1,4 @@
-"""Reading again and again against plain forwards with a cache, the update done by hand."""
+"""Repeated reading, compared with plain forwards that use a cache and a hand-written update."""
 
 import re
 

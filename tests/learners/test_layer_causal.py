@@ -53,7 +53,7 @@ def layer_gradients(family, model, ids, n_answer, loss_on, layer):
 
 
 def twin(family, setting, rate, loss_on):
-    """The obvious way: layer after layer, each with a forward of its own, then one step of all."""
+    """A simple reference: a separate forward for each layer, then one step for all layers."""
     model = copy.deepcopy(tiny_model(family))
     rows = key_value_rows(setting.lm.anatomy)
     losses = []

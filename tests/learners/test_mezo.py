@@ -175,7 +175,7 @@ def test_the_mean_over_many_directions_is_the_gradient():
 
 
 @pytest.mark.parametrize("epsilon", [1e-3, 1.0, 50.0])
-def test_the_slope_of_a_quadratic_is_exact_whatever_epsilon(epsilon):
+def test_the_slope_of_a_quadratic_is_exact_for_any_epsilon(epsilon):
     slope, mean = slope_and_mean(lambda x: 3 * x**2 - 2 * x + 5, epsilon)
     assert slope == pytest.approx(-2, rel=1e-9)
     assert mean == pytest.approx(5 + 3 * epsilon**2)

@@ -76,7 +76,7 @@ def test_the_cost_is_the_prefix_and_nothing_else():
     assert adapted.cost.seconds > 0
 
 
-def test_the_table_has_a_row_for_every_query_in_order_and_progress_is_told():
+def test_the_table_has_a_row_for_every_query_in_order_and_progress_is_reported():
     setting = fresh("llama", max_examples=2)
     adapted = InContext().adapt(setting.lm, setting.demonstrations)
     calls: list[int] = []
@@ -100,7 +100,7 @@ def test_choices_of_different_number_are_minus_infinity_where_there_are_none():
     assert table[1].isfinite().all()
 
 
-def test_a_trace_is_read_where_it_was_asked_for():
+def test_a_trace_is_recorded_at_the_requested_probe():
     setting = fresh("llama")
     adapted = InContext().adapt(setting.lm, setting.demonstrations)
     want = Recording(demo_scores=True)

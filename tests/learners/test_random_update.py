@@ -1,4 +1,4 @@
-"""Noise as large as what finetuning writes, in the same places."""
+"""Noise of the same size as finetuning's changes, in the same weights."""
 
 import dataclasses
 
@@ -49,7 +49,7 @@ class TestEveryFamily:
         assert (noisy.prefix.layers[0][0] - ft.prefix.layers[0][0]).abs().max() > 1e-5
         before.assert_restored(setting.lm.model)
 
-    def test_where_nothing_was_changed_nothing_is_added(self, family):
+    def test_a_weight_that_did_not_change_gets_no_noise(self, family):
         setting = fresh(family)
         ft = Finetuned(setting.encoder.opening, 0.0).adapt(setting.lm, setting.demonstrations)
         noisy = random_update(ft, setting.lm, setting.encoder.opening, seed=1)
@@ -58,7 +58,7 @@ class TestEveryFamily:
         assert_same_readings(readings(noisy, setting), readings(zsl, setting))
 
 
-def test_what_finetuning_saw_is_taken_over_and_nothing_is_paid():
+def test_training_queries_are_those_of_finetuning_and_the_cost_is_zero():
     setting = fresh("llama")
     ft = Finetuned(setting.encoder.opening, RATE).adapt(setting.lm, setting.demonstrations)
     noisy = random_update(ft, setting.lm, setting.encoder.opening, seed=1)

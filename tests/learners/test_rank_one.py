@@ -32,7 +32,7 @@ FOUR = ("llama", "gpt2", "gemma3", "gpt_neox")
 
 
 def demonstrations(prefix=PREFIX):
-    """No learner here looks at anything but the prefix."""
+    """Demonstrations of which only the prefix is used."""
     return EncodedDemonstrations(prefix, (), (), (), ())
 
 
@@ -63,7 +63,7 @@ def relative(actual, expected):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_block_hands_on_what_it_hands_on_behind_the_demonstrations(case):
+def test_every_blocks_output_is_that_with_the_demonstrations(case):
     lm = wrapped(case)
     adapted = RankOne(OPENING).adapt(lm, demonstrations())
     zero_shot = ZeroShot(OPENING).adapt(lm, demonstrations())

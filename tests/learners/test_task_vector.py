@@ -70,7 +70,7 @@ def patched_scores(family, model, layer, vector, opening, query):
 
 @pytest.mark.parametrize("family", FAMILIES)
 class TestEveryFamily:
-    def test_it_is_the_mean_state_behind_the_demonstrations_put_into_plain_forwards(self, family):
+    def test_it_is_the_mean_state_after_the_demonstrations_patched_into_plain_forwards(self, family):
         setting = fresh(family)
         model = tiny_model(family)
         texts, opening = calibration(setting), setting.encoder.opening
@@ -191,7 +191,7 @@ def test_recording_sees_the_patched_model_and_a_failing_reading_leaves_no_hook()
     assert_same_readings(readings(zsl, setting), readings(zsl, setting))
 
 
-def test_the_cost_counts_demonstrations_once_and_every_text_behind_them():
+def test_the_cost_counts_demonstrations_once_and_every_text_after_them():
     setting = fresh("llama")
     shape, opening = setting.lm.shape, setting.encoder.opening
     texts, prefix = calibration(setting), setting.demonstrations.prefix

@@ -147,7 +147,7 @@ def test_it_does_not_depend_on_how_texts_are_grouped_or_answered(name):
             torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
 
 
-def test_every_token_counts_alike_and_not_every_text():
+def test_every_token_counts_equally_rather_than_every_text():
     lm = wrapped(BY_NAME["llama"])
     short, long = Query((9,), ()), QUERIES[4]
     both = deltas(lm, "vector", (short, long))
@@ -197,7 +197,7 @@ def test_half_precision_is_summed_in_single():
         assert (first - second).norm() < 0.1 * second.norm()
 
 
-def test_it_costs_each_prefix_once_and_each_text_behind_either():
+def test_it_costs_each_prefix_once_and_each_text_after_either():
     lm = wrapped(BY_NAME["llama"])
     cost = Thought(OPENING, QUERIES).adapt(lm, DEMONSTRATIONS).cost
     lengths = [len(query.prompt) for query in QUERIES]

@@ -1,4 +1,4 @@
-"""Learners without gradients on a model that lies on disk: all that they do is bit for bit what they do in memory."""
+"""Learners without gradients give the same results on a model on disk as in memory, bit for bit."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ LEARNERS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """Of each family the model on disk and in memory."""
+    """Family -> its model on disk and in memory."""
     results = {}
     for family in FAMILIES:
         folder = str(save_tiny(family, tmp_path_factory.mktemp(family)))
@@ -99,7 +99,7 @@ def test_learners_by_gradients_refuse_and_leave_the_model_as_it_was(learner, pai
     assert_as_before(setting.lm, before)
 
 
-def test_no_weight_stays_in_memory_behind_a_fold(pairs):
+def test_no_weight_stays_in_memory_after_a_fold(pairs):
     setting = pairs["llama"][0]
     LEARNERS["fold"](setting.encoder.opening, setting.queries * 2).adapt(setting.lm, setting.demonstrations)
     assert all(weight.is_meta for weight in setting.lm.model.parameters())

@@ -1,4 +1,4 @@
-"""Learners and measures on a model with momentum attention: what holds without it holds with it."""
+"""Learners and measures on a model with momentum attention behave as without it."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -74,7 +74,7 @@ def test_a_machine_is_measured_once_and_read_from_the_cache_then(
     assert measurements == [("cpu", "float32")]
 
 
-def test_measuring_anew_replaces_what_was_kept(
+def test_measuring_again_replaces_the_cached_rates(
     measurements: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setenv("DUALFORM_CACHE", str(tmp_path))
@@ -106,7 +106,7 @@ def test_a_damaged_measurement_is_taken_anew(
     assert json.loads(kept.read_text())["device"] == "cpu"
 
 
-def test_memory_is_looked_up_each_time_and_not_kept(
+def test_memory_is_read_each_time_and_not_cached(
     measurements: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setenv("DUALFORM_CACHE", str(tmp_path))
@@ -133,7 +133,7 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def test_the_limit_of_a_control_group_holds_and_that_of_every_group_above(tmp_path: Path):
+def test_limits_of_a_control_group_and_of_its_parents_apply(tmp_path: Path):
     groups, root = tmp_path / "cgroup", tmp_path / "fs"
     write(groups, "0::/jobs/mine\n")
     assert container_limit(groups, root) is None
@@ -145,7 +145,7 @@ def test_the_limit_of_a_control_group_holds_and_that_of_every_group_above(tmp_pa
     assert container_limit(groups, root) == 1024
 
 
-def test_in_a_container_the_limit_stands_at_the_top_whatever_the_path(tmp_path: Path):
+def test_in_a_container_the_limit_is_read_at_the_top_for_any_path(tmp_path: Path):
     groups, root = tmp_path / "cgroup", tmp_path / "fs"
     write(groups, "0::/system/docker-1\n")
     write(root / "memory.max", "2048\n")
@@ -167,7 +167,7 @@ def test_memory_is_no_more_than_a_container_allows(monkeypatch: pytest.MonkeyPat
     assert memory("cpu") == (1 << 20, 0)
 
 
-def test_what_is_kept_is_plain_json():
+def test_the_cached_rates_are_plain_json():
     assert json.loads(json.dumps(asdict(fixed_machine())))["plain"] == list(fixed_machine().plain)
 
 

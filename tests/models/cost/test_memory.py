@@ -28,7 +28,7 @@ def test_seven_billion_weights_are_counted():
     assert SEVEN_BILLION.parameters == pytest.approx(6.74e9, rel=0.01)
 
 
-def test_where_there_is_room_nothing_is_proposed():
+def test_no_options_are_given_if_the_run_fits():
     estimate = fit(ram=64 * GIB)
     assert estimate.fits
     assert estimate.options == ()
@@ -50,7 +50,7 @@ def test_where_half_precision_does_not_fit_either_fewer_bits_and_disk_do():
     assert fits["--device-map auto --offload-folder FOLDER"]
 
 
-def test_a_machine_too_small_for_anything_is_told_so():
+def test_no_option_fits_on_a_machine_that_is_too_small():
     assert not any(fits_by_option(fit(ram=GIB)).values())
 
 
@@ -66,7 +66,7 @@ def test_what_python_takes_does_not_lie_on_the_gpu():
     assert fit(ram=64 * GIB, gpu=80 * GIB).needed == weight_bytes(SEVEN_BILLION, "float32") + GIB
 
 
-def test_who_has_divided_the_model_already_is_not_told_to():
+def test_no_options_are_given_for_a_model_that_is_already_split():
     assert fit(ram=GIB, divided=True).options == ()
 
 

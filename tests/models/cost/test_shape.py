@@ -163,7 +163,7 @@ def test_a_config_alone_gives_the_operations_of_the_real_model(family: str):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_linears_that_hold_keys_or_values_are_kept_apart_from_those_that_are_packed(family: str):
+def test_linears_with_keys_or_values_are_not_counted_as_packed(family: str):
     model = tiny_model(family)
     held = {rows.module for layer in find_anatomy(model).layers for rows in (layer.W_K, layer.W_V) if rows is not None}
     head = model.get_output_embeddings()

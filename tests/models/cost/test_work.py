@@ -1,4 +1,4 @@
-"""Work is counted from its steps; what is charged to a learner is a part of it."""
+"""Work is counted from its steps; only a part of it is charged to a learner."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def attention(pairs: float) -> float:
     return 2 * 4 * 4 * 8 * pairs
 
 
-def test_a_forward_is_counted_token_by_token_behind_its_prefix():
+def test_a_forward_is_counted_token_by_token_after_its_prefix():
     work = Work.of(Forward((3, 2), prefix=10, scored=2))
     assert (work.tokens, work.backward_tokens, work.passes) == (5, 0, 5)
     pairs = (3 * 10 + 6) + (2 * 10 + 3)
@@ -70,7 +70,7 @@ def test_overhead_is_planned_and_not_charged():
     assert work.flops(SHAPE) - work.charged.flops(SHAPE) == overhead
 
 
-def test_nothing_read_is_no_work():
+def test_reading_nothing_is_no_work():
     assert encode(0) == short_forwards(0) == read([], 5) == Work()
 
 

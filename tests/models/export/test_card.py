@@ -80,12 +80,12 @@ def test_licence_and_data_set_are_carried_over():
     assert not {"license", "license_name", "datasets"} & set(header)
 
 
-def test_a_gemma_says_what_its_terms_ask_for():
+def test_a_gemma_card_has_the_notice_that_its_terms_require():
     _, body = front_matter(model_card(dataclasses.replace(FACTS, licence=Licence("gemma"))))
     assert GEMMA_NOTICE in body.replace("\\", "")
 
 
-def test_everything_that_was_measured_is_told():
+def test_everything_that_was_measured_is_in_the_card():
     card = model_card(FACTS)
     for words in (
         "32 demonstrations",
@@ -105,7 +105,7 @@ def test_everything_that_was_measured_is_told():
         assert words in card.replace("`  positive `", "` positive`"), words
 
 
-def test_what_was_not_measured_is_left_out_and_said_to_be_missing():
+def test_what_was_not_measured_is_left_out_and_named_as_missing():
     card = model_card(BARE)
     assert "Measured effect" not in card
     assert "Label words:" not in card
@@ -151,7 +151,7 @@ HOSTILE = (
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_nothing_that_comes_from_outside_gets_active(text):
+def test_no_markup_in_names_or_notes_takes_effect(text):
     hostile = CardFacts(
         base=text,
         task=text,
@@ -195,7 +195,7 @@ def test_nothing_that_comes_from_outside_gets_active(text):
     assert "\x1b" not in body
 
 
-def test_unescaped_the_same_texts_would_get_active():
+def test_without_escaping_the_same_texts_would_take_effect():
     # The claim's counterpart: the renderer does act on most of them.
     active = {"html_inline", "html_block", "link_open", "image", "strong_open", "heading_open", "table_open", "hr"}
     acted = [text for text in HOSTILE if active & {token.type for token in tokens(text)}]

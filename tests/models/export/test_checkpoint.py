@@ -290,7 +290,7 @@ def test_an_interrupted_write_leaves_nothing(kind, error, tmp_path, monkeypatch)
 
 
 @KINDS
-def test_what_killed_processes_left_beside_a_folder_is_removed(kind, tmp_path):
+def test_temporary_folders_of_killed_processes_are_removed(kind, tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     prefix = checkpoint._leftover_prefix(tmp_path / "out")
@@ -330,7 +330,7 @@ def test_an_interrupted_overwrite_leaves_the_old_folder_as_it_was(kind, tmp_path
 
 
 @KINDS
-def test_a_folder_that_exists_is_replaced_as_a_whole_but_only_when_asked(kind, tmp_path):
+def test_an_existing_folder_is_replaced_completely_and_only_with_overwrite(kind, tmp_path):
     lm = wrapped(BY_NAME["llama"])
     folder = write(kind, lm, tmp_path / "deep" / "out")
     (folder / "model-00002-of-00002.safetensors").write_text("from before")
@@ -404,7 +404,7 @@ def test_the_base_models_own_folder_is_never_written_to(tmp_path):
         write("checkpoint", own, tmp_path / "base", overwrite=True)
 
 
-def test_the_folder_one_stands_in_is_not_taken_away(tmp_path, monkeypatch):
+def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"\. is, or holds, the current folder"):
         write("checkpoint", wrapped(BY_NAME["llama"]), Path())
@@ -412,7 +412,7 @@ def test_the_folder_one_stands_in_is_not_taken_away(tmp_path, monkeypatch):
 
 
 @KINDS
-def test_a_folder_that_comes_to_be_meanwhile_is_not_replaced(kind, tmp_path, monkeypatch):
+def test_a_folder_created_by_another_process_is_not_replaced(kind, tmp_path, monkeypatch):
     lm = wrapped(BY_NAME["llama"])
     folder = tmp_path / "out"
     sync = checkpoint._sync
@@ -436,7 +436,7 @@ def test_a_place_that_cannot_be_written_to_is_named(kind, tmp_path):
 
 
 @KINDS
-def test_a_full_disk_is_told_as_such(kind, tmp_path, monkeypatch):
+def test_a_full_disk_is_named_in_the_error(kind, tmp_path, monkeypatch):
     # safetensors tells of it in words only.
     words = f"Error while serializing: I/O error: No space left on device (os error {errno.ENOSPC})"
 
@@ -524,7 +524,7 @@ class TestModelsThatCannotBeWritten:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_an_adapter_in_memory_is_the_change_it_stands_for_and_touches_no_weight(family):
+def test_an_adapter_in_memory_equals_its_weight_change_and_changes_no_weight(family):
     lm = wrapped(BY_NAME[family])
     deltas = random_deltas(lm, bias=True)
     rank = min(lm.model.get_submodule(lm.anatomy.layers[0].W_O).weight.shape)
@@ -570,7 +570,7 @@ class TestChangesThatAnAdapterCannotHold:
         with pytest.raises(ConfigError, match="rank is 0"):
             write_adapter(lm, random_deltas(lm, bias=False), tmp_path / "out", 0, CARD, "base")
 
-    def test_a_bias_alone_has_a_weight_that_does_nothing(self, tmp_path):
+    def test_a_change_of_only_a_bias_has_a_zero_weight_change(self, tmp_path):
         lm = wrapped(BY_NAME["opt"])
         deltas = tuple(change for change in random_deltas(lm, bias=True) if change.parameter.endswith(".bias"))
         adapter = write_adapter(lm, deltas, tmp_path / "out", RANK, CARD, "base")

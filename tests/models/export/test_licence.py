@@ -71,7 +71,7 @@ def metadata_of(card: str, folder: Path) -> dict[str, object] | None:
     return front_matter(folder / "README.md")
 
 
-def test_front_matter_stands_at_the_top_alone(tmp_path: Path) -> None:
+def test_front_matter_is_read_at_the_top_only(tmp_path: Path) -> None:
     assert metadata_of("---\na: 1\n---\ntext", tmp_path) == {"a": 1}
     assert metadata_of("\ufeff---\r\na: 1\r\n---\r\n", tmp_path) == {"a": 1}
     assert metadata_of("text\n---\na: 1\n---\n", tmp_path) is None

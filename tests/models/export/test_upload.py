@@ -1,4 +1,4 @@
-"""Folded models to a hub: the real client, a hub on this machine."""
+"""Upload of folded models with the real client to a hub on this machine."""
 
 import json
 import socket
@@ -107,7 +107,7 @@ def test_an_adapter_may_go_too(adapter: Path) -> None:
 @pytest.mark.parametrize(
     "repo_id", ["folded", "a/b/c", "", "me/", "me/a b", "-me/x", "me/x..y", "me/" + "x" * 97, "../x"]
 )
-def test_a_name_that_is_none_is_told(folder: Path, repo_id: str) -> None:
+def test_an_invalid_repository_name_is_an_error(folder: Path, repo_id: str) -> None:
     with pytest.raises(ConfigError) as caught:
         plan_upload(folder, repo_id)
     assert str(caught.value).startswith(f"{repo_id!r} is not a valid repository name")
@@ -128,7 +128,7 @@ def test_a_name_that_is_none_is_told(folder: Path, repo_id: str) -> None:
         ("model\n.safetensors", "not part of a checkpoint"),
     ],
 )
-def test_what_is_no_part_of_a_checkpoint_keeps_all_from_being_sent(folder: Path, name: str, words: str) -> None:
+def test_a_file_that_is_not_part_of_a_checkpoint_prevents_the_upload(folder: Path, name: str, words: str) -> None:
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(b"x")
     with pytest.raises(ConfigError) as caught:
@@ -137,7 +137,7 @@ def test_what_is_no_part_of_a_checkpoint_keeps_all_from_being_sent(folder: Path,
     assert repr(name) in str(caught.value)
 
 
-def test_a_studys_result_stays_here(folder: Path) -> None:
+def test_a_studys_result_is_not_uploaded(folder: Path) -> None:
     for name in ("result.json", "report.html"):
         (folder / name).write_text("{}", encoding="utf-8")
     planned = {file.name for file in plan_upload(folder, "me/folded").files}
@@ -152,7 +152,7 @@ def test_a_link_is_not_followed(folder: Path, tmp_path: Path) -> None:
         plan_upload(folder, NAME)
 
 
-def test_what_comes_with_a_checkpoint_may_go(folder: Path) -> None:
+def test_other_files_of_a_checkpoint_may_be_uploaded(folder: Path) -> None:
     for name in ("LICENSE", "NOTICE", ".gitattributes", "tokenizer.model", "merges.txt", "chat_template.jinja"):
         (folder / name).write_text("x")
     (folder / "additional_chat_templates").mkdir()
@@ -161,7 +161,7 @@ def test_what_comes_with_a_checkpoint_may_go(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "README.md"])
-def test_half_a_checkpoint_is_not_sent(folder: Path, lost: str) -> None:
+def test_an_incomplete_checkpoint_is_not_uploaded(folder: Path, lost: str) -> None:
     (folder / lost).unlink()
     with pytest.raises(ConfigError) as caught:
         plan_upload(folder, NAME)
@@ -178,7 +178,7 @@ def test_a_part_that_the_index_names_must_be_there(folder: Path) -> None:
     assert len(plan_upload(folder, NAME).files) == 6
 
 
-def test_weights_cut_short_are_not_sent(folder: Path) -> None:
+def test_truncated_weights_are_not_uploaded(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(ConfigError, match="is not a valid safetensors file"):
@@ -199,7 +199,7 @@ def test_weights_cut_short_are_not_sent(folder: Path) -> None:
         ("---\n!!python/object/apply:os.system [exit]\n---\n", "cannot be read"),
     ],
 )
-def test_a_card_that_the_hub_would_refuse_is_told(folder: Path, text: str, words: str) -> None:
+def test_a_card_that_the_hub_would_reject_is_an_error(folder: Path, text: str, words: str) -> None:
     (folder / "README.md").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
         plan_upload(folder, NAME)
@@ -218,7 +218,7 @@ def test_what_a_card_lacks_is_noted(folder: Path, adapter: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["card", "config", "base model", "adapter"])
-def test_gemma_goes_only_with_its_terms_accepted(folder: Path, adapter: Path, how: str) -> None:
+def test_gemma_is_uploaded_only_if_its_terms_are_accepted(folder: Path, adapter: Path, how: str) -> None:
     where = adapter if how == "adapter" else folder
     if how == "card":
         (folder / "README.md").write_text(card(licence=Licence("gemma")), encoding="utf-8")
@@ -250,7 +250,7 @@ def test_terms_of_ones_own_are_for_a_person_to_accept(folder: Path, licence: str
     assert plan_upload(folder, NAME, accept_terms=True).licence == Licence(licence, "my terms", "https://a.b/c")
 
 
-def test_a_value_that_ends_in_dashes_does_not_hide_the_licence_behind_it(folder: Path) -> None:
+def test_a_value_that_ends_in_dashes_does_not_hide_the_licence_after_it(folder: Path) -> None:
     text = "---\ntags: [dualform]\nlicense_note: see---\nlicense: other\nlicense_name: x\n---\n# A\n"
     (folder / "README.md").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"is subject to licence terms \(licence x\)"):
@@ -290,12 +290,12 @@ def test_large_files_go_to_the_large_store(folder: Path, hub: Hub) -> None:
     assert hub.repositories[NAME]["files"] == {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_public_one_is_public_when_that_is_asked_for(folder: Path, hub: Hub) -> None:
+def test_a_repository_is_public_if_requested(folder: Path, hub: Hub) -> None:
     assert not upload(plan_upload(folder, NAME, private=False), endpoint=hub.url).private
     assert not hub.repositories[NAME]["private"]
 
 
-def test_a_private_repository_stays_private_and_that_is_told(folder: Path, hub: Hub) -> None:
+def test_a_private_repository_stays_private_and_is_reported_as_such(folder: Path, hub: Hub) -> None:
     hub.repositories[NAME] = {"private": True, "files": {}}
     assert upload(plan_upload(folder, NAME, private=False), endpoint=hub.url).private
     assert hub.repositories[NAME]["private"]
@@ -309,7 +309,7 @@ def test_a_second_upload_goes_into_the_same_repository(folder: Path, hub: Hub) -
     assert b"`mr`" in hub.repositories[NAME]["files"]["README.md"]
 
 
-def test_a_public_repository_gets_nothing_that_was_to_be_private(folder: Path, hub: Hub) -> None:
+def test_a_private_plan_is_not_uploaded_to_a_public_repository(folder: Path, hub: Hub) -> None:
     hub.repositories[NAME] = {"private": False, "files": {}}
     with pytest.raises(ConfigError, match="already exists and is public: nothing was uploaded"):
         upload(plan_upload(folder, NAME), endpoint=hub.url)
@@ -370,19 +370,21 @@ def test_a_hub_that_does_not_say_what_is_there_is_not_sent_anything(
     assert hub.repositories == {}
 
 
-def test_a_wrong_token_is_told(folder: Path, hub: Hub) -> None:
+def test_a_wrong_token_is_named_in_the_error(folder: Path, hub: Hub) -> None:
     with pytest.raises(HubError, match=r"the access token is not valid\. Log in again with `hf auth login`"):
         upload(plan_upload(folder, NAME), endpoint=hub.url, token="hf_wrong")
 
 
-def test_no_token_is_told_before_anything_is_asked(folder: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_token_is_an_error_before_any_request(
+    folder: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hub_upload, "get_token", lambda: None)
     with pytest.raises(HubError, match="no access token for the hub: log in with `hf auth login`, or set HF_TOKEN"):
         upload(plan_upload(folder, NAME), endpoint=hub.url)
     assert hub.asked == []
 
 
-def test_a_hub_that_cannot_be_reached_is_told(folder: Path, hub: Hub) -> None:
+def test_a_hub_that_cannot_be_reached_is_named_in_the_error(folder: Path, hub: Hub) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         nowhere = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -390,7 +392,7 @@ def test_a_hub_that_cannot_be_reached_is_told(folder: Path, hub: Hub) -> None:
         upload(plan_upload(folder, NAME), endpoint=nowhere)
 
 
-def test_offline_mode_is_told(folder: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_is_named_in_the_error(folder: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubError, match=r"HF_HUB_OFFLINE is set\. Unset it"):
         upload(plan_upload(folder, NAME), endpoint=hub.url)

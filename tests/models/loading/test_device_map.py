@@ -1,4 +1,4 @@
-"""A model divided by a device map gives the numbers of the whole one, and says where it lies."""
+"""A model split by a device map gives the same numbers as the whole one, and reports where its weights are."""
 
 import gc
 import logging
@@ -89,7 +89,7 @@ class TestReading:
             assert_same_readings(*both)
 
     @pytest.mark.parametrize("family", FAMILIES)
-    def test_probing_finds_the_same_anatomy_and_leaves_nothing_behind(self, family, folders):
+    def test_probing_finds_the_same_anatomy_and_keeps_no_weights_in_memory(self, family, folders):
         whole, lm = load_model(str(folders[family])), load_model(str(folders[family]), device_map=DISK)
         assert len(lm.anatomy.layers) == len(whole.anatomy.layers)
         for first, second in zip(lm.anatomy.layers, whole.anatomy.layers, strict=True):
@@ -141,7 +141,7 @@ class TestReading:
         assert hooks == [hook_of(module) for module in model.modules()]
 
     @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
-    def test_no_weight_stays_mapped_behind_a_forward(self, tmp_path):
+    def test_no_weight_stays_mapped_after_a_forward(self, tmp_path):
         # A separate folder, because other tests' models may keep theirs mapped.
         folder = save_tiny("llama", tmp_path)
 
@@ -198,7 +198,7 @@ class TestPatching:
         assert not torch.equal(changed, expected)
         assert torch.equal(_logits(lm), expected)
 
-    def test_a_forward_that_raises_leaves_nothing_behind(self, folders):
+    def test_a_forward_that_raises_restores_the_weights(self, folders):
         lm = load_model(str(folders["llama"]), device_map=DISK)
         expected = _logits(lm)
         owner = lm.model.get_submodule(self.NAME.rpartition(".")[0])
@@ -277,7 +277,7 @@ class TestWhatCannotBeDone:
             write_checkpoint(lm, (), tmp_path / "out", "card")
         assert not (tmp_path / "out").exists()
 
-    def test_no_untrained_twin_is_built_beside_a_model_that_does_not_fit(self, folders):
+    def test_no_untrained_copy_is_built_of_a_model_that_does_not_fit(self, folders):
         with pytest.raises(
             ModelError, match=r"divided over devices by a device map.* Leave out the controls untrained and embeddings"
         ):

@@ -283,13 +283,13 @@ def test_a_device_without_memory_is_refused(folder: Path) -> None:
         load_model(str(folder), device_map={"": "meta"})
 
 
-def test_what_is_too_large_for_float16_is_said_to_be(folder: Path) -> None:
+def test_weights_too_large_for_float16_are_named(folder: Path) -> None:
     weights(lambda tensors: tensors["model.norm.weight"].fill_(1e6))(folder)
     with pytest.raises(ModelError, match=r"infinite numbers in float16 \(model\.norm\.weight\).*try --dtype float32"):
         load_model(str(folder), dtype="float16")
 
 
-def test_code_of_a_checkpoint_is_not_run_unasked_and_never_on_the_meta_device(folder: Path, tmp_path: Path) -> None:
+def test_code_of_a_checkpoint_is_not_run_by_default_and_never_on_the_meta_device(folder: Path, tmp_path: Path) -> None:
     (folder / "evil.py").write_text(
         f"open({str(tmp_path / 'harmed')!r}, 'w').write('x')\nclass M: pass\nclass C: pass\n"
     )
@@ -305,13 +305,13 @@ def test_code_of_a_checkpoint_is_not_run_unasked_and_never_on_the_meta_device(fo
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()])
-def test_a_readme_that_is_no_file_hangs_nothing(make: Any, folder: Path) -> None:
+def test_a_readme_that_is_not_a_file_does_not_block(make: Any, folder: Path) -> None:
     make(folder / "README.md")
     assert licence_of(str(folder)) is None
     assert load_model(str(folder)).route.name == "packed"
 
 
-def test_an_identity_is_asked_of_no_pipe(folder: Path) -> None:
+def test_an_identity_is_not_computed_from_a_pipe(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
     os.mkfifo(folder / WEIGHTS)
     with pytest.raises(ModelError, match=f"{WEIGHTS} is a device or a pipe"):
@@ -410,7 +410,7 @@ def test_the_header_of_a_whole_gguf_file_is_read(tmp_path: Path) -> None:
         {"dtype": "torch.bfloat16", "text_config": {"torch_dtype": "float16", "intermediate_size": [64, 128]}},
     ],
 )
-def test_a_config_as_families_write_them_is_not_refused(changes: dict[str, Any]) -> None:
+def test_configs_of_model_families_are_accepted(changes: dict[str, Any]) -> None:
     check_config({"model_type": "llama", **changes})
 
 

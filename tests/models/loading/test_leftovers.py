@@ -41,7 +41,7 @@ LAYERS: dict[str, str] = {"llama": "num_hidden_layers", "gpt2": "n_layer", "gpt_
 
 
 @pytest.mark.parametrize("family", LAYERS)
-def test_layers_beyond_the_config_are_refused_with_the_field_to_mend(family: str, tmp_path: Path) -> None:
+def test_layers_beyond_the_config_are_an_error_that_names_the_field(family: str, tmp_path: Path) -> None:
     folder = save_tiny(family, tmp_path, **{LAYERS[family]: 3})
     with pytest.raises(
         ModelError, match=rf"have 3 layers in .*, but its config says {LAYERS[family]}: 2, so .* ignored"
@@ -230,7 +230,9 @@ def test_the_head_of_a_gguf_file_is_no_leftover(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_the_conversion_of_a_gguf_file_drops_is_refused(change: Change, message: str, tmp_path: Path) -> None:
+def test_a_gguf_file_that_loses_parts_in_its_conversion_is_refused(
+    change: Change, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ModelError, match=message):
         load_model(str(save_gguf(tmp_path / "model.gguf", change)))
 

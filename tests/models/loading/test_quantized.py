@@ -1,4 +1,4 @@
-"""Weights in 8 and 4 bits: read along the same ways as any, and refused by whatever would change or compare them."""
+"""Weights in 8 and 4 bits: read by the same routes as others, and an error where they would be changed or compared."""
 
 import importlib.util
 import logging
@@ -100,7 +100,7 @@ class TestReading:
             assert apart() < 5e-3
         assert apart() > 0.02
 
-    def test_four_bits_are_multiplied_in_the_dtype_asked_for_on_every_machine(self, models):
+    def test_four_bit_products_use_the_requested_dtype_on_every_machine(self, models):
         # Packed rows against one answer at a time: products in bfloat16 would differ by a hundredth.
         checks = examine(models["gpt_neox"]["4bit"]).checks
         assert all(check.deviation is not None and check.deviation < 1e-5 for check in checks)

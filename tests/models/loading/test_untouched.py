@@ -208,7 +208,7 @@ class TestRoutesThatAFamilyCannotTake:
     @pytest.mark.parametrize(
         "error", [AttributeError("no such thing"), KeyError("x"), AssertionError(), IndexError("y")]
     )
-    def test_are_passed_over_whatever_its_code_raises(self, error, tokenizer, monkeypatch):
+    def test_are_skipped_on_any_error_of_its_code(self, error, tokenizer, monkeypatch):
         def fails(self, prefix, queries, layout, want):
             raise error
 
