@@ -69,8 +69,8 @@ def below_a_file(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (a_folder, "a folder of that name is in the way"),
-        (a_loop, "a symbolic link on the way leads back to itself"),
+        (a_folder, "a folder of that name exists"),
+        (a_loop, "the path contains a circular symbolic link"),
         (below_a_file, "a part of the path is a file"),
         (lambda path: path.with_name("n" * 300), "the name is too long"),
         (lambda path: path.with_name("a\0b"), "a character that no file system accepts"),

@@ -29,12 +29,12 @@ def test_a_file_whose_size_is_not_known_is_read_up_to_the_limit() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: None, r"is not there\. Check the path"),
+        (lambda path: None, r"does not exist\. Check the path"),
         (lambda path: path.mkdir(), r"is a folder, not a file\. Name a file in it"),
-        (lambda path: path.symlink_to(path), "cannot be read: its symbolic links lead in a circle"),
+        (lambda path: path.symlink_to(path), "cannot be read: its symbolic links are circular"),
         (lambda path: os.mkfifo(path), "is not a regular file but a named pipe"),
         (lambda path: path.symlink_to("/dev/zero"), "is not a regular file but a device"),
-        (lambda path: path.write_bytes(b"x" * 21), r"has 21 bytes; at most 20 are read\. Make it smaller\."),
+        (lambda path: path.write_bytes(b"x" * 21), r"has 21 bytes; the maximum is 20\. Make it smaller\."),
     ],
 )
 def test_what_cannot_be_read_is_named_with_the_remedy(tmp_path: Path, make, message: str) -> None:

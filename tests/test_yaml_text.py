@@ -115,12 +115,12 @@ def test_a_file_that_is_no_file_is_named_with_the_reason(tmp_path: Path) -> None
     (tmp_path / "latin.yaml").write_bytes("prompt: é".encode("latin-1"))
     (tmp_path / "utf16.yaml").write_bytes("prompt: a".encode("utf-16"))
     cases = {
-        tmp_path / "missing.yaml": "is not there",
+        tmp_path / "missing.yaml": "does not exist",
         tmp_path / "pipe.yaml": "named pipe",
         Path("/dev/zero"): "not a regular file",
         tmp_path / "folder.yaml": "is a folder",
-        tmp_path / "circle.yaml": "circle",
-        tmp_path / "huge.yaml": "bytes; at most",
+        tmp_path / "circle.yaml": "circular",
+        tmp_path / "huge.yaml": "bytes; the maximum is",
         tmp_path / "latin.yaml": "Latin-1",
         tmp_path / "utf16.yaml": "UTF-16",
         tmp_path / ("x" * 300): os.strerror(errno.ENAMETOOLONG).lower()[:8] + "|too long",

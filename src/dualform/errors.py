@@ -1,48 +1,48 @@
-"""Everything that dualform raises on a user's mistake.
+"""The exceptions that dualform raises for a user's mistakes.
 
     DualformError
-    ├── ConfigError         a setting has a value that cannot be used
-    ├── TaskError           no such task, column or split; a row that does not fit the task
-    │   └── LabelWordError  a label word that cannot stand for its label
-    ├── ContextError        a prompt that does not fit the model's context
-    ├── ModelError          no such model, or one that dualform cannot look into
-    ├── HubError            a name that only the network could resolve, and no network
-    ├── StorageError        cache or run folder cannot be written
-    ├── NumericalError      a forward gave NaN instead of numbers
+    ├── ConfigError         a setting has an invalid value
+    ├── TaskError           a task, column or split does not exist, or a row is invalid
+    │   └── LabelWordError  a label word is invalid
+    ├── ContextError        a prompt is longer than the model's context
+    ├── ModelError          a model does not exist, or dualform does not support it
+    ├── HubError            a download failed
+    ├── StorageError        the cache or a run's folder cannot be written
+    ├── NumericalError      a forward pass gave NaN
     │   └── TrainingError   finetuning produced no usable weights
-    └── ShapeError          tensors whose shapes do not belong together
+    └── ShapeError          the shapes of tensors do not match
 
-Each message names what was given, what was expected and what to do next. The command line prints it and exits
-with 2; any other exception is a fault of ours and exits with 1.
+Each message says what was given, what was expected and what to do. The command line prints it and exits with 2. Any
+other exception is a bug in dualform; the command line then exits with 1.
 """
 
 
 class DualformError(Exception):
-    """Base class: catch this to catch every mistake that dualform names."""
+    """Base class of all exceptions that dualform raises for a user's mistakes."""
 
 
 class ConfigError(DualformError):
-    """A setting has a value that cannot be used."""
+    """A setting has an invalid value."""
 
 
 class TaskError(DualformError):
-    """No such task, column or split, or a row that does not fit the task."""
+    """A task, column or split does not exist, or a row is invalid."""
 
 
 class LabelWordError(TaskError):
-    """A label word that cannot stand for its label."""
+    """A label word is invalid."""
 
 
 class ContextError(DualformError):
-    """A prompt that does not fit the model's context."""
+    """A prompt is longer than the model's context."""
 
 
 class ModelError(DualformError):
-    """No such model, or one that dualform cannot look into."""
+    """A model does not exist, or dualform does not support it."""
 
 
 class HubError(DualformError):
-    """A name that only the network could resolve, and the network did not answer."""
+    """A download from the hub or the package index failed."""
 
 
 class StorageError(DualformError):
@@ -50,7 +50,7 @@ class StorageError(DualformError):
 
 
 class NumericalError(DualformError):
-    """A forward gave NaN instead of numbers."""
+    """A forward pass gave NaN."""
 
 
 class TrainingError(NumericalError):
@@ -58,15 +58,15 @@ class TrainingError(NumericalError):
 
 
 class ShapeError(DualformError):
-    """Tensors whose shapes do not belong together."""
+    """The shapes of tensors do not match."""
 
 
 def first_line(error: BaseException) -> str:
-    """First 300 characters of the first line of an exception's message; its type's name where the message is empty."""
+    """First line of an exception's message, cut to 300 characters; the type's name if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
 
 
 def type_and_first_line(error: BaseException) -> str:
-    """Type of an exception and first line of its message, which may be empty."""
+    """Type of an exception and first line of its message."""
     name = type(error).__name__
     return f"{name}: {first_line(error)}" if str(error).strip() else f"{name} without a message"

@@ -175,8 +175,8 @@ def test_perplexity_and_a_check_in_a_fresh_process_are_reported(dualform: Comman
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", ["more.txt holds no text", "Write one text a line"]),
-        (None, ["more.txt is not there", "Check the path"]),
+        ("", ["more.txt holds no text", "Write one text on each line"]),
+        (None, ["more.txt does not exist", "Check the path"]),
         ("a film\n" * 5, ["more.txt holds 5 texts", "too few to fold from: give at least 8"]),
         (
             "a film\n" * 9 + "long " * 400 + "\n",
@@ -209,9 +209,9 @@ def test_a_file_of_texts_that_cannot_be_used(
         (["--fold-texts", "2"], ["fold.texts: ", "greater than or equal to 8", "(given 2)"]),
         (["--as", "gguf"], ["form: ", "'checkpoint' or 'lora'", "'gguf'"]),
         (["--as", "lora", "--rank", "0"], ["rank: ", "(given 0)"]),
-        (["--plain", "nowhere.txt"], ["nowhere.txt is not there"]),
-        (["--perplexity", "nowhere.txt"], ["nowhere.txt is not there"]),
-        (["-k", "40"], ["40 demonstrations were asked for", "Ask for at most"]),
+        (["--plain", "nowhere.txt"], ["nowhere.txt does not exist"]),
+        (["--perplexity", "nowhere.txt"], ["nowhere.txt does not exist"]),
+        (["-k", "40"], ["40 demonstrations were requested", "Request at most"]),
         (["-k", "0"], ["k 0 leaves nothing to fold: give at least one"]),
     ],
 )

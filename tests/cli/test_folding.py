@@ -144,8 +144,8 @@ def test_the_folder_is_named_after_model_task_and_study(
         (["--fold-texts", "2"], ["fold.texts: ", "(given 2)"]),
         (["--transfer", "tickets.csv"], ["task tickets.csv is the study's own"]),
         (["--compose", "nowhere.csv"], ["nowhere.csv"]),
-        (["--perplexity", "nowhere.txt"], ["nowhere.txt is not there. Check the path"]),
-        (["--calibration", "nowhere.txt"], ["nowhere.txt is not there. Check the path"]),
+        (["--perplexity", "nowhere.txt"], ["nowhere.txt does not exist. Check the path"]),
+        (["--calibration", "nowhere.txt"], ["nowhere.txt does not exist. Check the path"]),
         (["--seed", "1"], ["--seed 1 and --seeds 1,2 were both given"]),
     ],
 )

@@ -50,7 +50,7 @@ FILES: dict[str, Callable[[Path], object]] = {
     "a circle of links": lambda path: path.symlink_to(path),
     "a link to a device": lambda path: path.symlink_to("/dev/zero"),
     "an empty file": Path.touch,
-    "bytes that are no text": lambda path: path.write_bytes(bytes(range(256))),
+    "bytes that are not text": lambda path: path.write_bytes(bytes(range(256))),
     "an image": lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"),
 }
 

@@ -132,11 +132,11 @@ def test_a_cache_that_cannot_be_written(dualform: Command, out: Path, workplace:
     ("task", "words"),
     [
         ("reveiws", ["no task 'reveiws'", "Did you mean 'reviews'?", "--data-dir"]),
-        ("sst2", ["the hub gave no data set", "sst2", "--data-dir"]),
+        ("sst2", ["cannot load data set", "sst2", "--data-dir"]),
         ("someone/data", ["'someone/data'", "--data-dir"]),
-        ("nowhere.csv", ["nowhere.csv is not there", "Check the path"]),
-        ("nowhere.yaml", ["nowhere.yaml is not there", "Check the path"]),
-        ("./nowhere", ["./nowhere is not there", "Check the path"]),
+        ("nowhere.csv", ["nowhere.csv does not exist", "Check the path"]),
+        ("nowhere.yaml", ["nowhere.yaml does not exist", "Check the path"]),
+        ("./nowhere", ["./nowhere does not exist", "Check the path"]),
     ],
 )
 def test_a_task_that_cannot_be_found(dualform: Command, out: Path, task: str, words: list[str]) -> None:
@@ -146,17 +146,17 @@ def test_a_task_that_cannot_be_found(dualform: Command, out: Path, task: str, wo
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--text", "words"], ["no column 'words'", "its columns: body, topic", "--text"]),
-        (["--label", "mood"], ["no column 'mood'", "its columns: body, topic", "--label"]),
-        (["--label", "body"], ["column 'body'", "it is no label", "--label"]),
+        (["--text", "words"], ["no column 'words'", "Its columns are: body, topic", "--text"]),
+        (["--label", "mood"], ["no column 'mood'", "Its columns are: body, topic", "--label"]),
+        (["--label", "body"], ["column 'body'", "it is not a label", "--label"]),
         (["--label-words", "bad, "], ["label word '' of label 1", "is empty"]),
         (["--label-words", "bad"], ["1 label words (bad) for 2 labels", "negative, positive"]),
         (["--label-words", "good,good"], ["label word 'good'", "stands for labels 0 and 1", "different word"]),
         (["--label-words", "no=bad,yes=good"], ["label word 'bad' is for 'no'", "negative, positive"]),
-        (["--prompt", "Label:"], ["the prompt 'Label:' shows no field", "{text}"]),
-        (["--prompt", "{mood}:"], ["{mood}", "the fields: body"]),
-        (["--prompt", "{topic}:"], ["{topic}", "holds the answer"]),
-        (["-k", "35"], ["35 demonstrations were asked for", "has 34 rows", "at most 34"]),
+        (["--prompt", "Label:"], ["the prompt 'Label:' contains no field", "{text}"]),
+        (["--prompt", "{mood}:"], ["{mood}", "Its fields are: body"]),
+        (["--prompt", "{topic}:"], ["{topic}", "contains the answer"]),
+        (["-k", "35"], ["35 demonstrations were requested", "has 34 rows", "at most 34"]),
         (["--context", "8"], ["the context holds 8", "Raise --context"]),
     ],
 )
@@ -192,7 +192,7 @@ def test_a_label_outside_the_map(dualform: Command, out: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("body,topic\n", "holds no rows"), ("body,topic\na film,positive\n,negative\n", "the text of 'body' is empty")],
+    [("body,topic\n", "contains no rows"), ("body,topic\na film,positive\n,negative\n", "the text of 'body' is empty")],
 )
 def test_data_without_anything_in_it(dualform: Command, out: Path, tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "empty.csv"

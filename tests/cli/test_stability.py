@@ -181,7 +181,7 @@ def test_the_same_command_gives_the_same_numbers(dualform: Command, tmp_path: Pa
         (["--seed", "1"], ["--seed 1 and --seeds", "were both given"]),
         (["-k", "0"], ["k 0 leaves no demonstrations to draw or reorder"]),
         (["-k", "-1"], ["k: ", "(given -1)"]),
-        (["-k", "35"], ["35 demonstrations were asked for", "has 34 rows"]),
+        (["-k", "35"], ["35 demonstrations were requested", "has 34 rows"]),
         (["--orders", "0"], ["orders: ", "(given 0)"]),
         (["--ft-orders", "0"], ["ft_orders: ", "(given 0)"]),
         (["--ft-seeds", "-1"], ["ft_seeds: ", "(given -1)"]),

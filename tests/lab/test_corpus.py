@@ -310,5 +310,5 @@ def test_breaking_off_leaves_the_old_tokens(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     source = TextFiles((write_text(tmp_path / "a.txt"),))
-    with pytest.raises(StorageError, match="a file of that name is in the way"):
+    with pytest.raises(StorageError, match="a file of that name exists"):
         build_corpus(source, tmp_path / "a.txt", VOCABULARY)

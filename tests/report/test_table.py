@@ -55,7 +55,7 @@ def printed(table: Table) -> str:
         (Cell(None, "p"), "no test", ""),
         (Cell(float("nan"), "score"), MISSING, ""),
         (Cell(0.9, "share", (None, None)), "90.0 %", ""),
-        (Cell(7, "count", shown="never"), "never", ""),
+        (Cell(7, "count", override="never"), "never", ""),
         (BLANK, "", ""),
     ],
 )

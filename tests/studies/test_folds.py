@@ -220,7 +220,7 @@ def test_mistakes_in_files_and_layers_are_errors_before_any_work(tmp_path: Path)
     with pytest.raises(ConfigError, match=r"few.txt holds 7 texts, which are too few"):
         check_fold(experiment, settings(calibration=few))
     for name in ("calibration", "plain"):
-        with pytest.raises(TaskError, match=r"none.txt is not there"):
+        with pytest.raises(TaskError, match=r"none.txt does not exist"):
             check_fold(experiment, settings(**{name: str(tmp_path / "none.txt")}))
     with pytest.raises(ConfigError, match=r"layers \[9\] do not exist: .* has layers 0 to 1"):
         check_fold(experiment, settings(layers=(0, 9)))
@@ -298,8 +298,8 @@ def test_a_file_of_too_few_texts_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("empty.txt", "\n  \n", "empty.txt holds no text. Write one text a line"),
-        ("missing.txt", None, "missing.txt is not there. Check the path"),
+        ("empty.txt", "\n  \n", "empty.txt holds no text. Write one text on each line"),
+        ("missing.txt", None, "missing.txt does not exist. Check the path"),
         ("other.csv", "body,topic\na,b\n", "other.csv has no column 'text'"),
     ],
 )

@@ -113,9 +113,13 @@ def test_choices_may_be_columns_of_their_own_or_text_in_a_cell():
     [
         (choice_rows(label=3), NO_OPTIONS, "row 0 .*label 3 is not among the 3 choices"),
         (choice_rows(label="b"), NO_OPTIONS, "label 'b' is not among the numbers of the choices"),
-        (choice_rows(choices="a|b"), TaskOptions(choices="choices"), r"must hold a list of choices .* 'a\|b'"),
+        (choice_rows(choices="a|b"), TaskOptions(choices="choices"), r"must contain a list of choices .* 'a\|b'"),
         (choice_rows(choices=["a", None]), NO_OPTIONS, "a choice is missing in choices"),
-        (choice_rows(), TaskOptions(choices="sol1"), "no column 'sol1'; its columns: text, choices, label.*--choices"),
+        (
+            choice_rows(),
+            TaskOptions(choices="sol1"),
+            "no column 'sol1'. Its columns are: text, choices, label.*--choices",
+        ),
     ],
 )
 def test_choices_that_do_not_fit_are_explained(rows, options, message):
@@ -131,10 +135,10 @@ def test_label_words_have_no_place_in_multiple_choice():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (TaskOptions(label="tone"), "train.csv has no column 'tone'; its columns: text, label. .*--label"),
-        (TaskOptions(text="body"), "train.csv has no column 'body'; its columns: text, label. .*--text"),
-        (TaskOptions(prompt="{title}:"), r"\{title\}, which is not there; the fields: text"),
-        (TaskOptions(prompt="{text} {label}:"), r"shows \{label\}, which holds the answer"),
+        (TaskOptions(label="tone"), "train.csv has no column 'tone'. Its columns are: text, label. .*--label"),
+        (TaskOptions(text="body"), "train.csv has no column 'body'. Its columns are: text, label. .*--text"),
+        (TaskOptions(prompt="{title}:"), r"\{title\}, which the file does not have. Its fields are: text"),
+        (TaskOptions(prompt="{text} {label}:"), r"shows \{label\}, which contains the answer"),
     ],
 )
 def test_a_column_that_is_not_there_is_named_with_those_that_are(options, message):
@@ -166,7 +170,7 @@ def test_an_empty_cell_that_the_prompt_does_not_show_is_no_matter():
     [
         ("", "row 2 .*column 'label' has no label"),
         (None, "row 2 .*column 'label' has no label"),
-        (0.5, r"row 2 .*label 0\.5 is a number between classes"),
+        (0.5, r"row 2 .*label 0\.5 is not a whole number"),
         ([1], r"row 2 .*label \[1\] is neither"),
     ],
 )
@@ -178,7 +182,7 @@ def test_a_label_that_is_none_is_named_with_file_and_row(value, message):
 
 
 def test_a_column_that_is_no_label_is_recognised():
-    with pytest.raises(TaskError, match=r"holds one value only \(1\)"):
+    with pytest.raises(TaskError, match=r"fewer than two values \(only 1\)"):
         build_task(raw_task(table([1] * 6)), NO_OPTIONS)
     with pytest.raises(TaskError, match="6 different values in 6 rows"):
         build_task(raw_task(table(range(6))), NO_OPTIONS)

@@ -41,7 +41,7 @@ def test_a_missing_table_is_looked_for_beside_the_file(tmp_path):
     ("content", "message"),
     [
         ("data: [", "mine.yaml cannot be read as a task file"),
-        ("- data", "must hold keys and values .* not list"),
+        ("- data", "must contain keys and values .* not list"),
         ("", "not NoneType"),
         ("data: sst2\nlabel_word: [a, b]", "unknown key 'label_word'. Did you mean 'label_words'"),
         ("data: sst2\nzzz: 1", "unknown key 'zzz'. The keys are name, data"),
@@ -73,5 +73,5 @@ def test_unquoted_words_that_yaml_reads_otherwise_are_explained(tmp_path, words,
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(TaskError, match=r"gone.yaml is not there"):
+    with pytest.raises(TaskError, match=r"gone.yaml does not exist"):
         read_custom(tmp_path / "gone.yaml")

@@ -243,7 +243,7 @@ def test_settings_that_mean_nothing_are_refused(make_task, k, seed, rule, messag
 
 
 def test_each_demonstration_has_one_label():
-    with pytest.raises(ConfigError, match="0 demonstrations came with 1 labels"):
+    with pytest.raises(ConfigError, match="0 demonstrations were given with 1 labels"):
         Demonstrations("toy", (), (1,), 0, False, "true", 1)
 
 

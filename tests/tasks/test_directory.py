@@ -50,20 +50,20 @@ def test_a_line_separator_inside_a_text_does_not_end_the_row(tmp_path):
 def test_another_number_of_rows_than_declared_is_noted(write_directory, rows):
     folder = write_directory("toy", {"train": rows("t", 4)})
     (folder / "dataset.json").write_text('{"splits": {"train": {"file": "train.jsonl", "rows": 9}}}')
-    assert read_directory(folder).notes == ("train.jsonl holds 4 rows where dataset.json says 9.",)
+    assert read_directory(folder).notes == ("train.jsonl has 4 rows, but dataset.json says 9.",)
 
 
 @pytest.mark.parametrize(
     ("description", "message"),
     [
         ("{", "dataset.json is not JSON"),
-        ("[]", "must hold a JSON object .* not list"),
+        ("[]", "must contain a JSON object .* not list"),
         ('{"label_names": "ab"}', "label_names must be a list of texts or null, not 'ab'"),
         ('{"splits": {}}', "names no split"),
         ('{"splits": {"train": {"file": "../train.jsonl"}}}', "must name a file in the folder, not '../train.jsonl'"),
         ('{"splits": {"train": {"rows": 3}}}', "must name a file in the folder, not None"),
         ('{"splits": {"train": {"file": "train.txt"}}}', "no labelled rows: split 'train' is train.txt"),
-        ('{"splits": {"train": {"file": "gone.jsonl"}}}', "gone.jsonl is not there, though dataset.json names it"),
+        ('{"splits": {"train": {"file": "gone.jsonl"}}}', "gone.jsonl is missing, though dataset.json names it"),
     ],
 )
 def test_a_description_that_does_not_fit_is_explained(write_directory, rows, description, message):

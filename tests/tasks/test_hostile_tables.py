@@ -121,9 +121,9 @@ def bombs(n: int) -> str:
         ("a.csv", b"PAR1", "is Parquet, not CSV"),
         ("a.jsonl", b"\x1f\x8b\x08", "packed with gzip"),
         ("a.csv", b"", "is empty"),
-        ("a.csv", b"text,label\n", "holds no rows"),
+        ("a.csv", b"text,label\n", "contains no rows"),
         ("a.csv", b",,,\n", "is empty"),
-        ("a.csv", b"text,label\na\x00b,c\n", "line 2 holds a NUL byte"),
+        ("a.csv", b"text,label\na\x00b,c\n", "line 2 contains a NUL byte"),
         ("a.csv", b"text,text\na,b\n", "has the column 'text' 2 times"),
         ("a.csv", b"a\nb\n", "no column 'label'"),
         ("a.csv", b'text,label\n"never closed,b\nc,d\ne,f,g\n', "3 cells where the first line names 2 columns"),
@@ -159,8 +159,8 @@ def test_what_a_file_may_not_hold_is_named(tmp_path: Path, name: str, content: b
         (lambda path: os.mkfifo(path), "not a regular file but a named pipe"),
         (lambda path: path.symlink_to("/dev/zero"), "not a regular file but a device"),
         (lambda path: path.symlink_to(path), "lead in a circle"),
-        (lambda path: path.symlink_to(path.with_name("gone")), "is not there"),
-        (lambda path: None, "is not there"),
+        (lambda path: path.symlink_to(path.with_name("gone")), "does not exist"),
+        (lambda path: None, "does not exist"),
     ],
 )
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.parquet", "t.yaml"])
@@ -229,7 +229,7 @@ def test_the_limit_is_stated_and_can_be_raised(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setenv(LIMIT_VARIABLE, size)
         assert outcome(path) == "rows"
     monkeypatch.setenv(LIMIT_VARIABLE, "much")
-    assert f"${LIMIT_VARIABLE} is 'much', which is no size" in outcome(path)
+    assert f"${LIMIT_VARIABLE} is 'much', which is not a size" in outcome(path)
 
 
 def test_a_thousand_classes_do_not_fill_a_message(tmp_path: Path) -> None:

@@ -35,5 +35,5 @@ def test_label_words_that_do_not_fit_are_named(given, message):
 
 
 def test_settings_given_come_first():
-    merged = TaskOptions(text="a").over(TaskOptions(text="b", label="c"))
+    merged = TaskOptions(text="a").with_defaults(TaskOptions(text="b", label="c"))
     assert merged == TaskOptions(text="a", label="c")

@@ -77,7 +77,7 @@ def test_a_folder_without_the_papers_rows_keeps_its_own_and_says_so(sst2, lost):
 
     assert task.splits == load_task(sst2).splits
     missing = {"phrases.jsonl.gz": "train_phrases", "glue.jsonl": "validation_glue"}[lost]
-    assert [note for note in task.notes if f"add {missing} under extra_files" in note]
+    assert [note for note in task.notes if f"add {missing} under `extra_files`" in note]
 
 
 def test_tasks_whose_rows_the_paper_takes_as_they_are_get_no_note(write_directory, rows):
@@ -145,12 +145,12 @@ def test_no_demonstration_is_ever_a_query(write_directory, rows):
     ("name", "message"),
     [
         ("sst22", "no task 'sst22' .*Did you mean 'sst2'.*There are: .*agnews"),
-        ("zzzz", r"packaged sets or the hub's known names\. There are: .*reviews"),
-        ("./gone", "./gone is not there"),
-        ("gone/", "gone/ is not there"),
-        ("a/b/c", "a/b/c is not there"),
-        ("gone.csv", "gone.csv is not there"),
-        ("gone.yaml", "gone.yaml is not there"),
+        ("zzzz", r"packaged sets or the known hub names\. There are: .*reviews"),
+        ("./gone", "./gone does not exist"),
+        ("gone/", "gone/ does not exist"),
+        ("a/b/c", "a/b/c does not exist"),
+        ("gone.csv", "gone.csv does not exist"),
+        ("gone.yaml", "gone.yaml does not exist"),
     ],
 )
 def test_what_cannot_be_found_is_named_with_what_can(name, message, monkeypatch, tmp_path):
@@ -161,7 +161,7 @@ def test_what_cannot_be_found_is_named_with_what_can(name, message, monkeypatch,
 
 def test_a_path_into_an_existing_folder_is_no_hub_address(sst2, monkeypatch):
     monkeypatch.chdir(sst2.parent.parent)
-    with pytest.raises(TaskError, match="sst3 is not there"):
+    with pytest.raises(TaskError, match="sst3 does not exist"):
         load_task(f"{sst2.parent.name}/sst3")
     (sst2.parent / "bare").mkdir()
     with pytest.raises(TaskError, match=r"bare has no dataset.json"):
@@ -180,7 +180,7 @@ def test_a_name_that_only_the_hub_knows_needs_the_network(monkeypatch, tmp_path)
 
 def test_a_text_file_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(TaskError, match=r"notes.txt is no table .*'\.txt'"):
+    with pytest.raises(TaskError, match=r"notes.txt is not a table .*'\.txt'"):
         load_task(tmp_path / "notes.txt")
 
 

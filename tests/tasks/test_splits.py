@@ -125,8 +125,8 @@ def test_each_label_keeps_a_text_in_train():
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        ({"test": ["a"]}, "no train rows .*; its splits: test"),
-        ({}, "its splits: none"),
+        ({"test": ["a"]}, "no train rows .* Its splits are: test"),
+        ({}, "Its splits are: none"),
         ({"train": ["a", "b"]}, "cannot make a report split: train has 2 rows with 2 different texts and 2 labels"),
         ({"train": ["a", "b"], "test": ["a", "b", "c"]}, "every text of train also occurs in test"),
         ({"train": ["a", "b"], "validation": ["c"], "test": ["c"]}, "every text of validation also occurs in test"),

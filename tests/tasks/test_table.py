@@ -32,15 +32,15 @@ def test_the_four_kinds_of_table_hold_the_same_rows(tmp_path):
 @pytest.mark.parametrize("name", ["notes.txt", "rows.xlsx", "table"])
 def test_another_suffix_is_refused(tmp_path, name):
     (tmp_path / name).write_text("text,label\n")
-    with pytest.raises(TaskError, match=r"is no table that dualform reads: its suffix is .*\.csv, \.tsv"):
+    with pytest.raises(TaskError, match=r"is not a table that dualform reads: its suffix is .*\.csv, \.tsv"):
         read_table(tmp_path / name)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.csv", b"", "t.csv is empty. Give a line of column names"),
-        ("t.csv", b"text,label\n", "holds no rows"),
+        ("t.csv", b"", "t.csv is empty. Write a line of column names"),
+        ("t.csv", b"text,label\n", "contains no rows"),
         (
             "t.csv",
             b"text,label\n\xff\xfe,b\n",
@@ -57,5 +57,5 @@ def test_a_file_that_cannot_be_read_is_explained(tmp_path, name, content, messag
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(TaskError, match=r"gone.csv is not there"):
+    with pytest.raises(TaskError, match=r"gone.csv does not exist"):
         read_table(tmp_path / "gone.csv")

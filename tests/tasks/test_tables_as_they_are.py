@@ -94,14 +94,12 @@ def test_the_order_of_classes_does_not_depend_on_the_order_of_rows(tmp_path: Pat
 @pytest.mark.parametrize("mark", ["nan", "NaN", "None", "null", "NA", "N/A", "<NA>", "", "  "])
 def test_a_missing_label_is_refused_with_its_line_and_left_out_on_request(tmp_path: Path, mark: str) -> None:
     path = write(tmp_path / "t.csv", csv_of(["2", "1", mark]))
-    with pytest.raises(
-        TaskError, match=r"8 of 24 rows .*t\.csv, line 4: column 'label' has no label.* \(likewise lines"
-    ):
+    with pytest.raises(TaskError, match=r"8 of 24 rows .*t\.csv, line 4: column 'label' has no label.* \(also lines"):
         load_task(path)
     task = load_task(path, skip_bad_rows=True)
     assert task.label_names == ("1", "2")
     assert len(label_of_text(task)) == 16
-    assert any("Left out: 8 rows that cannot be used" in note for note in task.notes)
+    assert any("Left out: 8 unusable rows" in note for note in task.notes)
 
 
 def test_a_text_that_marks_missing_values_is_a_label_where_somebody_says_so(tmp_path: Path) -> None:
@@ -143,10 +141,10 @@ def test_minus_one_zero_and_one_are_three_classes_and_that_is_noted(tmp_path: Pa
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["0.25", "1.5"], "label 0.25 is a number between classes.*divide ratings into classes"),
-        ([0.25, 1.5], "label 0.25 is a number between classes"),
-        ([Decimal("0.25"), Decimal("1.5")], "label 0.25 is a number between classes"),
-        (['"0,25"', '"1,75"'], "label 0,25 is a number between classes, or holds several labels"),
+        (["0.25", "1.5"], "label 0.25 is not a whole number.*divide ratings into classes"),
+        ([0.25, 1.5], "label 0.25 is not a whole number"),
+        ([Decimal("0.25"), Decimal("1.5")], "label 0.25 is not a whole number"),
+        (['"0,25"', '"1,75"'], "label 0,25 is not a whole number, or contains several labels"),
         (['"[0]"', '"[0, 3]"'], r"label \[0\] is a list"),
         (["['a']", "['b']"], r"label \['a'\] is a list"),
         (["['a' 'b']", "['b']"], r"label \['a' 'b'\] is a list"),
@@ -370,15 +368,15 @@ def test_json_files_that_hold_the_other_kind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.json", '[{"a": 1},\n{"a": 2},\n]', r"line 3: not JSON \(a comma stands before the end of the list\)"),
+        ("t.json", '[{"a": 1},\n{"a": 2},\n]', r"line 3: not JSON \(a comma precedes the end of the list\)"),
         ("t.json", '[{"a": 1}\n{"a": 2}]', r"line 2: not JSON \(a comma is missing"),
         ("t.json", '[{"a": 1},\n{"a": ', r"line 2: not JSON"),
         ("t.json", '[{"a": 1}', r"line 1: not JSON \(ends within the list\)"),
         ("t.json", '{"a": [1, 2], "b": [1]}', r"columns of different lengths \(a 2, b 1\)"),
-        ("t.json", '"text"', "is JSON but no table"),
-        ("t.json", "{}", "is JSON but no table"),
-        ("t.jsonl", "", "holds no rows"),
-        ("t.json", "[]", "holds no rows"),
+        ("t.json", '"text"', "is JSON but not a table"),
+        ("t.json", "{}", "is JSON but not a table"),
+        ("t.jsonl", "", "contains no rows"),
+        ("t.json", "[]", "contains no rows"),
     ],
 )
 def test_json_that_is_no_table_is_explained(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -425,7 +423,7 @@ def test_a_text_that_looks_missing_is_read_and_noted(tmp_path: Path) -> None:
 def test_half_a_surrogate_pair_is_named_with_its_line(tmp_path: Path) -> None:
     texts = [*TEXTS[:5], "cut \ud83d", *TEXTS[5:]]
     path = write(tmp_path / "t.jsonl", lines_of([0, 1], texts))
-    with pytest.raises(TaskError, match=r"line 6: the text of 'text' holds half of a surrogate pair \(\\ud83d\)"):
+    with pytest.raises(TaskError, match=r"line 6: the text of 'text' contains half of a surrogate pair \(\\ud83d\)"):
         load_task(path)
     assert len(label_of_text(load_task(path, skip_bad_rows=True))) == 24
     # A whole pair is a character.
@@ -443,7 +441,7 @@ def test_a_very_long_text_is_named_or_cut(tmp_path: Path) -> None:
 
 def test_a_text_that_is_a_list_is_explained(tmp_path: Path) -> None:
     path = write(tmp_path / "t.jsonl", lines_of([0, 1], [["a", "b"]] * 24))
-    with pytest.raises(TaskError, match=r"'text' holds a list, not a text"):
+    with pytest.raises(TaskError, match=r"'text' contains a list, not a text"):
         load_task(path)
 
 
@@ -469,18 +467,18 @@ def choice_lines(choices: list[str], label: Any, n: int = 24) -> str:
 
 def test_rows_whose_right_choice_stands_there_twice(tmp_path: Path) -> None:
     twice = choice_lines(["a", "b", " a"], 2)
-    with pytest.raises(TaskError, match=r"the right choice stands twice in every one of 24 rows"):
+    with pytest.raises(TaskError, match=r"in all 24 rows the correct choice occurs twice"):
         load_task(write(tmp_path / "t.jsonl", twice))
     fine = "".join(json.dumps({"text": f"r {i}", "choices": ["a", "b", "c"], "label": i % 3}) + "\n" for i in range(24))
     task = load_task(write(tmp_path / "t.jsonl", twice + fine))
     assert sum(map(len, task.splits.values())) == 24
-    assert any("24 of 48 rows whose right choice stands there twice" in note for note in task.notes)
+    assert any("24 of 48 rows in which the correct choice occurs twice" in note for note in task.notes)
 
 
 def test_a_first_choice_that_is_never_right_is_noted(tmp_path: Path) -> None:
     rows = [json.dumps({"text": f"q {i}", "choices": ["a", "b", "c"], "label": 1 + i % 2}) for i in range(24)]
     task = load_task(write(tmp_path / "t.jsonl", "\n".join(rows)))
-    assert any("Choice 0 is never right in 24 rows" in note for note in task.notes)
+    assert any("Choice 0 is never correct in 24 rows" in note for note in task.notes)
 
 
 def test_a_label_without_a_row_to_report_or_to_show_is_noted(tmp_path: Path) -> None:
@@ -539,8 +537,8 @@ def test_more_marks_of_missing_values(tmp_path: Path, mark: str) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["a\nb", "c"], r"line 1: label a\\nb holds a line break"),
-        (["inf", "0", "1"], "holds 'inf' in 8 rows next to whole numbers"),
+        (["a\nb", "c"], r"line 1: label a\\nb contains a line break"),
+        (["inf", "0", "1"], "contains whole numbers, but 'inf' in 8 rows"),
         (["9" * 20, "0"], "is too large for a class number"),
     ],
 )
@@ -592,11 +590,11 @@ def test_a_test_split_whose_labels_are_hidden_is_left_out(tmp_path: Path, mark: 
     task = load_task(tmp_path)
     assert task.label_names == ("0", "1")
     assert task.report_split == "report"
-    assert any("Left out: split test" in note and "24 rows have no label" in note for note in task.notes)
+    assert any("Left out: split test" in note and "24 rows are unlabelled" in note for note in task.notes)
 
 
 def test_a_text_that_is_the_label_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match="column 'label', which holds the answer"):
+    with pytest.raises(TaskError, match="column 'label', which contains the answer"):
         load_task(write(tmp_path / "t.csv", csv_of(["a", "b"])), text="label")
 
 
@@ -611,7 +609,7 @@ def test_a_folder_of_tables_without_a_description(tmp_path: Path, monkeypatch: p
     (tmp_path / "mine" / "data").mkdir(parents=True)
     write(tmp_path / "mine" / "data" / "train-00000-of-00001.csv", csv_of(["a", "b"]))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(TaskError, match=r"mine has no dataset.json. It holds data/train-00000-of-00001.csv"):
+    with pytest.raises(TaskError, match=r"mine has no dataset.json. It contains data/train-00000-of-00001.csv"):
         load_task("mine")
 
 
@@ -624,17 +622,17 @@ def test_a_folder_of_tables_without_a_description(tmp_path: Path, monkeypatch: p
         ("t.csv", "version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "Git LFS pointer .*git lfs pull"),
         ("t.parquet", "version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "Git LFS pointer .*git lfs pull"),
         ("t.csv", "<!DOCTYPE html><html>404</html>\n", "a web page, not CSV"),
-        ("t.csv.gz", "text,label\na,b\n", "not packed with gzip.* Take .gz off its name"),
-        ("t.csv", csv_of(["a", "b"]).replace(",", "^"), r"has '\^' between its columns"),
-        ("t.csv", csv_of(["a", "b"]).replace(",", "::"), "has '::' between its columns"),
-        ("t.csv", csv_of(["a", "b"]) + csv_of(["a", "b"]), "line 26: the column names stand here again"),
+        ("t.csv.gz", "text,label\na,b\n", "not compressed with gzip.* Remove .gz from its name"),
+        ("t.csv", csv_of(["a", "b"]).replace(",", "^"), r"are separated by '\^'"),
+        ("t.csv", csv_of(["a", "b"]).replace(",", "::"), "are separated by '::'"),
+        ("t.csv", csv_of(["a", "b"]) + csv_of(["a", "b"]), "line 26: the column names are repeated here"),
         (
             "t.csv",
             ("caf\u00e9 th\u00e9 \u00e0,a\n" * 9).encode() + b"caf\xe9,b\n",
             "is UTF-8, but byte 0xe9 in line 10",
         ),
         ("t.jsonl", lines_of(["a", "b"]).replace("}\n", "},\n"), "a comma follows the object.*Remove the comma"),
-        ("t.jsonl", lines_of(["a", "b"]).replace('"}', '",}'), "a comma stands before a closing bracket"),
+        ("t.jsonl", lines_of(["a", "b"]).replace('"}', '",}'), "a comma precedes a closing bracket"),
         ("t.jsonl", "{'text': 'x', 'label': 'a'}\n" * 3, r"single quotes.*json\.dumps"),
         ("t.json", json.dumps({"train": [{"text": "x"}], "test": [{"text": "y"}]}), r"several tables \(train, test\)"),
         ("t.json", json.dumps({"data": [{"text": t, "label": t[-1]} for t in TEXTS] + ["x"]}), "row 24 .*found 'x'"),
@@ -658,7 +656,7 @@ def test_objects_one_after_another_are_rows(tmp_path: Path, text: dict[str, int]
 def test_bytes_that_are_no_text_are_called_so(tmp_path: Path) -> None:
     table = pyarrow.table({"text": [f"caf\u00e9 {i}".encode("latin-1") for i in range(24)], "label": [0, 1] * 12})
     pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
-    with pytest.raises(TaskError, match="the text of 'text' holds bytes that are not UTF-8"):
+    with pytest.raises(TaskError, match="the text of 'text' contains bytes that are not UTF-8"):
         load_task(tmp_path / "t.parquet")
 
 
@@ -670,7 +668,7 @@ def test_an_address_is_no_path(address: str) -> None:
 
 def test_how_a_table_was_read_is_said_where_it_does_not_fit(tmp_path: Path) -> None:
     rows = "".join(f"{text}, well,{'ab'[i % 2]}\n" for i, text in enumerate(TEXTS))
-    with pytest.raises(TaskError, match=r"cannot make a report split.*taken for row names"):
+    with pytest.raises(TaskError, match=r"cannot make a report split.*assumed to hold row names"):
         load_task(write(tmp_path / "t.csv", "text,label\n" + rows))
 
 
@@ -683,7 +681,7 @@ def test_label_words_from_python_must_be_texts(tmp_path: Path, words: Any) -> No
 def test_a_prompt_in_a_message_is_one_short_line(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", csv_of(["a", "b"]))
     for prompt in ("{te\nxt} L:", "{te" + "x" * 5000 + "} L:"):
-        with pytest.raises(TaskError, match="names the field") as told:
+        with pytest.raises(TaskError, match="uses the field") as told:
             load_task(path, prompt=prompt)
         assert "\n" not in str(told.value)
         assert len(str(told.value)) < 600

@@ -52,7 +52,7 @@ def test_unbalanced_braces_are_reported(prompt):
 
 
 def test_a_prompt_without_a_field_shows_nothing():
-    with pytest.raises(TaskError, match="'Label:' shows no field"):
+    with pytest.raises(TaskError, match="'Label:' contains no field"):
         Template("Label:")
 
 
@@ -122,7 +122,7 @@ def test_an_empty_split_is_refused(make_task):
 
 @pytest.mark.parametrize("role", ["selection_split", "report_split", "paper_split"])
 def test_a_role_without_its_split_is_refused(make_task, role):
-    with pytest.raises(TaskError, match="'dev'; its splits: train, validation, test"):
+    with pytest.raises(TaskError, match=r"'dev'\. Its splits are: train, validation, test"):
         make_task([0, 1], **{role: "dev"})
 
 
@@ -132,7 +132,7 @@ def test_a_template_that_does_not_fit_the_examples_is_refused(make_task):
 
 
 def test_an_unknown_split_is_named_with_those_there_are(make_task):
-    with pytest.raises(TaskError, match="no split 'dev'; its splits: train, validation, test"):
+    with pytest.raises(TaskError, match=r"no split 'dev'\. Its splits are: train, validation, test"):
         make_task([0]).split("dev")
 
 

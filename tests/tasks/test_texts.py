@@ -41,10 +41,10 @@ def test_rows_of_a_table_without_a_text_are_left_out(tmp_path):
 
 def test_mistakes_name_the_file_and_the_remedy(tmp_path):
     path = tmp_path / "some.txt"
-    with pytest.raises(TaskError, match=r"some\.txt is not there"):
+    with pytest.raises(TaskError, match=r"some\.txt does not exist"):
         unlabelled_texts(path, task())
     path.write_text("\n \n", encoding="utf-8")
-    with pytest.raises(TaskError, match=r"some\.txt holds no text\. Write one text a line"):
+    with pytest.raises(TaskError, match=r"some\.txt contains no text\. Write one text on each line"):
         unlabelled_texts(path, task())
     path.write_bytes(b"one\n\xff")
     with pytest.raises(TaskError, match=r"some\.txt is not UTF-8: byte 0xff in line 2"):
@@ -55,6 +55,6 @@ def test_mistakes_name_the_file_and_the_remedy(tmp_path):
     table = tmp_path / "some.csv"
     table.write_text("body,topic\nx,y\n", encoding="utf-8")
     with pytest.raises(
-        TaskError, match=r"no column 'text', which the prompt of task film shows; its columns: body, topic"
+        TaskError, match=r"no column 'text', which the prompt of task film shows. Its columns are: body, topic"
     ):
         unlabelled_texts(table, task())

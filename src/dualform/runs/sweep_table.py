@@ -131,7 +131,7 @@ def _accuracy(accuracy: Accuracy, *, best: bool, similar: bool, is_collapsed: bo
 
 
 def _points_or_count(estimate: Estimate) -> Cell:
-    return Cell(estimate.mean, "points", n=estimate.n, shown=share(estimate) if is_few(estimate) else None)
+    return Cell(estimate.mean, "points", n=estimate.n, override=share(estimate) if is_few(estimate) else None)
 
 
 def _mean_rows(slice_results: GroupResults, learners: Sequence[str], agreeing: Sequence[str]) -> list[Row]:
@@ -219,7 +219,10 @@ def spread_table(results: GroupResults) -> Table:
             text = points_interval(spread[:2]) if spread else MISSING
             top = predictions.majority_share if predictions else None
             flag = "collapsed" if key in collapsed_learners else ""
-            cells += [Cell(None, "points", shown=text, notes=notes), Cell(top, "share", shown=percent(top), flag=flag)]
+            cells += [
+                Cell(None, "points", override=text, notes=notes),
+                Cell(top, "share", shown=percent(top), flag=flag),
+            ]
         seeds = max((len(each.per_seed) for each in result.accuracy.values()), default=0)
         rows.append(Row((_linked(group), Cell(seeds, "count"), *cells)))
     groups = (("", 2), *((learner_style(key).title, 2) for key in keys))
@@ -321,7 +324,7 @@ def _break_even(results: GroupResults, key: str, *, kept: bool) -> Cell:
     order = sorted(texts, key=lambda text: float("inf") if text == "never" else float(text.replace(",", "")))
     # The upper of the two middle values, because a mean with `never` does not exist.
     middle = order[len(order) // 2]
-    return Cell(None if middle == "never" else float(middle.replace(",", "")), "count", shown=middle)
+    return Cell(None if middle == "never" else float(middle.replace(",", "")), "count", override=middle)
 
 
 def studies_table(sweep: SweepResult) -> Table:

@@ -1,4 +1,4 @@
-"""From rows as a source has them to a checked task."""
+"""Build a checked task from the rows of a source."""
 
 import json
 import math
@@ -15,69 +15,66 @@ from dualform.tasks.labels import (
     LabelColumn,
     MissingLabel,
     UnusableError,
+    abbreviate,
     clean_text,
     collect_labels,
     read_label,
-    shown,
     text_fault,
 )
 from dualform.tasks.options import END_OF_SEQUENCE, TaskOptions, listed, values_named, words_in_order
 from dualform.tasks.prompts import Wording
 from dualform.tasks.raw import RawTask, Row, RowProblems, UnreadRow
-from dualform.tasks.remarks import choice_remarks, remarks_on
+from dualform.tasks.remarks import drop_repeated_choices, row_notes
 from dualform.tasks.splits import arrange_splits
 from dualform.tasks.task import Example, Task, Template
 
 DEFAULT_SEPARATOR = "\n\n"
 LONGEST_TEXT = 1_000_000
-"""Characters; no model has a context for more, and a tokenizer takes minutes over it."""
-_SKIP = "Or leave such rows out with --skip-bad-rows (skip_bad_rows)."
+"""Maximum number of characters in a text; more exceeds every model's context and takes minutes to tokenize."""
+_SKIP = "To leave such rows out, use --skip-bad-rows (skip_bad_rows)."
 
 
 @dataclass(frozen=True)
 class _Labels:
-    """How a label becomes an index."""
+    """Mapping from label values to indices."""
 
     known: tuple[str, ...] | None
-    """Names that the source brings, in index order."""
+    """Names declared by the source, in index order."""
     column: LabelColumn | None
-    """Names collected from the column; None where they are known, and for multiple choice."""
+    """Names collected from the column; None if they are declared, and for multiple choice."""
 
     @property
     def names(self) -> tuple[str, ...] | None:
-        """In index order; None for multiple choice."""
+        """Label names in index order; None for multiple choice."""
         return self.known if self.column is None else self.column.names
 
 
 def build_task(raw: RawTask, options: TaskOptions) -> Task:
-    """Make the task: pick columns, number the labels, choose prompt and words, arrange the splits.
+    """Build a task with disjoint train, selection and report splits.
 
-    Rows that a data set leaves without a label on purpose (`-`, -1) are left out, and a note counts them. Every other
-    row that cannot be used is an error that lists them all, unless the options leave them out too.
+    Rows that a data set deliberately leaves unlabelled (`-` or -1) are left out and counted in a note. All other
+    unusable rows are listed in one error, or left out too if the options say so.
 
     Args:
-        raw: What a reader found.
-        options: The user's settings, which come first.
-
-    Returns:
-        A task with disjoint train, selection and report splits.
+        raw: The rows of the source.
+        options: The user's settings, which override those of the source.
 
     Raises:
-        LabelWordError: Label words that do not fit the labels.
-        TaskError: A column that is not there, rows that cannot be used, a template that does not fit, or too few rows.
+        LabelWordError: The label words do not match the labels.
+        TaskError: A column is missing, rows are unusable or too few, or the template does not match the columns.
     """
-    columns = options.over(raw.columns)
+    columns = options.with_defaults(raw.columns)
     label = columns.label or "label"
     problems = RowProblems(raw)
     for split, rows in raw.rows.items():
         for number, row in enumerate(rows):
             if isinstance(row, UnreadRow):
                 problems.add(split, number, row.why)
-    if not any(_good_rows(raw, split) for split in raw.rows):
-        raise TaskError(problems.message() if len(problems) else f"{raw.source} holds no rows.")
+    if not any(_readable_rows(raw, split) for split in raw.rows):
+        raise TaskError(problems.message() if len(problems) else f"{raw.source} contains no rows.")
     if not raw.rows.get("train"):
         raise TaskError(
-            f"{show_path(raw.source)} has no train rows to take demonstrations from; its splits: "
+            f"{show_path(raw.source)} has no train rows to draw demonstrations from. Its splits are: "
             f"{listed(list(raw.rows))}. Add a train split."
         )
     choices = _choice_columns(raw, columns)
@@ -85,7 +82,7 @@ def build_task(raw: RawTask, options: TaskOptions) -> Task:
         _require_columns(raw, split, [label, *choices], "--label" if not choices else "--choices")
     wording = raw.wording
     if options.label not in (None, raw.columns.label or "label"):
-        wording = None  # another column's labels: the known words do not stand for them
+        wording = None  # the known label words do not apply to another column
     template = _template(raw, options, columns.text, wording, hidden={label, *choices})
     _check_fields(raw, template, columns.text, (label, *choices))
     known = _known_names(raw, label) if not choices else None
@@ -93,10 +90,10 @@ def build_task(raw: RawTask, options: TaskOptions) -> Task:
     column = None
     notes = list(raw.notes)
     if not choices and known is None:
-        column = _collected(raw, label, values, problems, values_named(options.label_words))
+        column = _collect_labels(raw, label, values, problems, values_named(options.label_words))
         notes += column.notes
-    # Only now: a label column named by mistake is the likelier cause where its values are no labels.
-    _require_other_text(template, columns.text, (label, *choices))
+    # After reading the labels: if that failed, the label column is more likely to be the wrong one.
+    _require_text_without_answer(template, columns.text, (label, *choices))
     labels = _Labels(known, column)
     label_words = _label_words(raw, options, labels.names, wording, label)
     reader = _RowReader(raw, columns.text, label, choices, labels, template, bool(options.truncate))
@@ -115,14 +112,14 @@ def build_task(raw: RawTask, options: TaskOptions) -> Task:
     if len(problems):
         if not options.skip_bad_rows:
             raise TaskError(problems.message(_SKIP))
-        notes.append(f"Left out: {len(problems)} rows that cannot be used ({problems.listing()}).")
-    notes += _about_unlabelled(raw, label, unlabelled, examples)
+        notes.append(f"Left out: {len(problems)} unusable rows ({problems.listing()}).")
+    notes += _unlabelled_notes(raw, label, unlabelled, examples)
     if choices:
-        examples, about_choices = choice_remarks(examples)
+        examples, about_choices = drop_repeated_choices(examples)
         notes += about_choices
     notes += reader.notes()
     if not any(examples.values()):
-        raise TaskError(f"no row of {raw.source} can be used. {' '.join(notes)}")
+        raise TaskError(f"no row of {raw.source} is usable. {' '.join(notes)}")
     arranged = arrange_splits({split: rows for split, rows in examples.items() if rows}, template.fields, raw.name)
     paper_split = wording.paper_split if wording else None
     task = Task(
@@ -137,10 +134,10 @@ def build_task(raw: RawTask, options: TaskOptions) -> Task:
         paper_split=paper_split if paper_split in arranged.splits else None,
         notes=(*notes, *arranged.notes),
     )
-    return replace(task, notes=(*task.notes, *remarks_on(task)))
+    return replace(task, notes=(*task.notes, *row_notes(task)))
 
 
-def _good_rows(raw: RawTask, split: str) -> list[Row]:
+def _readable_rows(raw: RawTask, split: str) -> list[Row]:
     return [row for row in raw.rows.get(split, ()) if not isinstance(row, UnreadRow)]
 
 
@@ -149,23 +146,23 @@ def _columns_of(rows: Sequence[Row]) -> list[str]:
 
 
 def _require_columns(raw: RawTask, split: str, names: Sequence[str], option: str) -> None:
-    there = _columns_of(_good_rows(raw, split))
+    columns = _columns_of(_readable_rows(raw, split))
     for name in names:
-        if there and name not in there:
+        if columns and name not in columns:
             raise TaskError(
-                f"{show_path(raw.files[split])} has no column {shown(name)!r}; its columns: {listed(there)}. Name one "
-                f"with {option}."
+                f"{show_path(raw.files[split])} has no column {abbreviate(name)!r}. Its columns are: "
+                f"{listed(columns)}. Name one with {option}."
             )
 
 
 def _choice_columns(raw: RawTask, columns: TaskOptions) -> list[str]:
-    """Columns that hold the choices: one with lists, or one a choice; none for classification."""
+    """Columns with the choices: one column of lists, or one column for each choice; empty for classification."""
     if columns.choices is not None:
         return [name.strip() for name in columns.choices.split(",")]
     if raw.label_names is not None:
         return []
-    # Only lists: a table may well have a column of that name with something else in it.
-    rows = [row for split in raw.rows for row in _good_rows(raw, split)]
+    # Only a column of lists: one of this name with other content may be part of a classification task.
+    rows = [row for split in raw.rows for row in _readable_rows(raw, split)]
     return ["choices"] if rows and all(isinstance(row.get("choices"), list) for row in rows) else []
 
 
@@ -175,7 +172,7 @@ def _template(
     if text is not None:
         for split in raw.rows:
             _require_columns(raw, split, [text], "--text")
-    columns = [name for name in _columns_of(_good_rows(raw, "train")) if name not in hidden]
+    columns = [name for name in _columns_of(_readable_rows(raw, "train")) if name not in hidden]
     separator: str | None = DEFAULT_SEPARATOR
     if wording is not None:
         separator = wording.template.separator
@@ -183,46 +180,44 @@ def _template(
         separator = None if options.separator == END_OF_SEQUENCE else options.separator
     for name, given in (("prompt", options.prompt), ("separator", separator)):
         if given is not None and (fault := text_fault(given)) is not None:
-            raise TaskError(f"the {name} {shown(given)!r} holds {fault}. Write it in UTF-8.")
+            raise TaskError(f"the {name} {abbreviate(given)!r} contains {fault}. Write it in UTF-8.")
     if options.prompt is not None:
         return Template(options.prompt, separator)
     if wording is not None:
         return Template(wording.template.prompt, separator)
     if text is None and "text" not in columns:
         raise TaskError(
-            f"{show_path(raw.files.get('train', raw.source))} has no column 'text'; its columns besides the label: "
-            f"{listed(columns) or 'none'}. Name one with --text, or several in a --prompt."
+            f"{show_path(raw.files.get('train', raw.source))} has no column 'text'. Its columns apart from the label "
+            f"are: {listed(columns) or 'none'}. Name one with --text, or several in a --prompt."
         )
     return Template("Text: {text}\nLabel:", separator)
 
 
-def _require_other_text(template: Template, text: str | None, answers: Sequence[str]) -> None:
+def _require_text_without_answer(template: Template, text: str | None, answers: Sequence[str]) -> None:
     if text is not None and text in answers and "text" in template.fields:
-        raise TaskError(
-            f"the text is taken from column {text!r}, which holds the answer. Name another column with --text."
-        )
+        raise TaskError(f"the text column {text!r} contains the answer. Name another column with --text.")
 
 
 def _check_fields(raw: RawTask, template: Template, text: str | None, answers: Sequence[str]) -> None:
-    """Fields of the prompt that no row has, or that hold the answer."""
+    """Raise `TaskError` for a field of the prompt that is missing from the rows or contains the answer."""
     for name in template.fields:
         for split in raw.rows:
-            there = [*_columns_of(_good_rows(raw, split)), *([] if text is None else ["text"])]
-            others = listed([column for column in dict.fromkeys(there) if column not in answers])
+            columns = [*_columns_of(_readable_rows(raw, split)), *([] if text is None else ["text"])]
+            others = listed([column for column in dict.fromkeys(columns) if column not in answers])
             if name in answers and not (name == "text" and text is not None):
                 raise TaskError(
-                    f"the prompt {template.prompt!r} shows {{{name}}}, which holds the answer. Use other fields: "
+                    f"the prompt {template.prompt!r} uses {{{name}}}, which contains the answer. Use other fields: "
                     f"{others or 'none'}."
                 )
-            if there and name not in there:
+            if columns and name not in columns:
                 raise TaskError(
-                    f"{show_path(raw.files[split])}: the prompt {shown(template.prompt)!r} names the field "
-                    f"{{{shown(name)}}}, which is not there; the fields: {others or 'none'}."
+                    f"{show_path(raw.files[split])}: the prompt {abbreviate(template.prompt)!r} uses the field "
+                    f"{{{abbreviate(name)}}}, which the file does not have. Its fields are: {others or 'none'}."
                 )
 
 
 def _known_names(raw: RawTask, label: str) -> tuple[str, ...] | None:
-    """Names of the label's numbers where the source or the file's schema says them."""
+    """Label names in index order where the source or the file's schema declares them."""
     names = raw.label_names if label == (raw.columns.label or "label") else None
     names = names or raw.class_names.get(label)
     return None if names is None else tuple(clean_text(name) for name in names)
@@ -234,7 +229,7 @@ _Values = dict[str, list[str | MissingLabel | None]]
 def _read_labels(
     raw: RawTask, label: str, options: TaskOptions, known: Sequence[str] | None, problems: RowProblems, free: bool
 ) -> tuple[_Values, Counter[str]]:
-    """Every row's label by split, None where it cannot be used; and a counter of rows left without one on purpose."""
+    """Labels by split, None for an unusable row; and an empty counter for deliberately unlabelled rows."""
     names = {*(known or ()), *values_named(options.label_words)}
     values: _Values = {}
     for split, rows in raw.rows.items():
@@ -248,31 +243,34 @@ def _read_labels(
                     problems.add(split, number, why)
                 if value is MissingLabel.MISSING:
                     mark = row.get(label)
-                    written = f" but {shown(mark)!r}" if isinstance(mark, str) and mark.strip() else ""
-                    problems.add(split, number, UnusableError("none", f"column {label!r} has no label{written}", _FILL))
+                    written = f" but {abbreviate(mark)!r}" if isinstance(mark, str) and mark.strip() else ""
+                    message = f"column {label!r} has no label{written}"
+                    problems.add(split, number, UnusableError("none", message, _FILL))
                     value = None
             values[split].append(value)
     return values, Counter()
 
 
-_FILL = "Fill it or remove the row."
+_FILL = "Fill it in or remove the row."
 
 
 def _label_of(value: Any, names: set[str], fixed: bool) -> str | MissingLabel:
-    found = read_label(value, names)
-    if fixed and found in ("-1", "-") and found not in names:
+    label = read_label(value, names)
+    if fixed and label in ("-1", "-") and label not in names:
         return MissingLabel.UNLABELLED
-    return found
+    return label
 
 
-def _collected(raw: RawTask, label: str, values: _Values, problems: RowProblems, named: Collection[str]) -> LabelColumn:
+def _collect_labels(
+    raw: RawTask, label: str, values: _Values, problems: RowProblems, named: Collection[str]
+) -> LabelColumn:
     of_split = {split: Counter(value for value in these if isinstance(value, str)) for split, these in values.items()}
     counts = sum(of_split.values(), Counter[str]())
-    # Published test sets hide their labels: every row of such a split has the same mark, and no other split has it.
+    # In a published test set with hidden labels all rows have the same mark, which no other split uses.
     hidden = {
         mark
         for mark in ("-1", "-")
-        if mark in counts and all(mark not in found or len(found) == 1 for found in of_split.values())
+        if mark in counts and all(mark not in labels or len(labels) == 1 for labels in of_split.values())
     }
     hidden -= {*named, *of_split.get("train", ())}
     try:
@@ -286,13 +284,13 @@ def _collected(raw: RawTask, label: str, values: _Values, problems: RowProblems,
         raise TaskError(problems.message(_SKIP))
     if len(column.names) < 2:
         raise TaskError(
-            f"column {label!r} of {raw.source} holds one value only ({', '.join(map(shown, column.names)) or 'none'}). "
-            "A task needs two labels or more; name the label column with --label."
+            f"column {label!r} of {raw.source} contains fewer than two values (only "
+            f"{', '.join(map(abbreviate, column.names)) or 'none'}). Name the label column with --label."
         )
     if len(counts) == n_rows > 2:
         raise TaskError(
-            f"column {label!r} of {raw.source} holds {n_rows} different values in {n_rows} rows, so it is no label. "
-            "Name the label column with --label."
+            f"column {label!r} of {raw.source} contains {n_rows} different values in {n_rows} rows, so it is not a "
+            "label. Name the label column with --label."
         )
     return column
 
@@ -304,14 +302,14 @@ def _label_words(
         if options.label_words is not None:
             raise LabelWordError(
                 f"task {raw.name!r} is multiple choice: each row has its own choices, so the label words "
-                f"{options.label_words!r} have no place. Leave them out."
+                f"{options.label_words!r} cannot be used. Leave them out."
             )
         return None
     if options.label_words is not None:
         words = words_in_order(options.label_words, label_names, raw.name)
         for word in words:
             if (fault := text_fault(word)) is not None:
-                raise LabelWordError(f"label word {shown(word)!r} holds {fault}. Write it in UTF-8.")
+                raise LabelWordError(f"label word {abbreviate(word)!r} contains {fault}. Write it in UTF-8.")
         return words
     if wording is not None and wording.label_words is not None:
         return wording.label_words
@@ -319,7 +317,7 @@ def _label_words(
 
 
 class _RowReader:
-    """Makes examples of rows."""
+    """Converts rows to examples."""
 
     def __init__(
         self,
@@ -342,10 +340,10 @@ class _RowReader:
         self._look_missing: Counter[tuple[str, str]] = Counter()
 
     def example(self, split: str, number: int, row: Row, value: str) -> Example:
-        """A row as an example.
+        """The example of a row.
 
         Raises:
-            UnusableError: It cannot be used.
+            UnusableError: The row is unusable.
         """
         texts = {}
         for name, cell in row.items():
@@ -355,34 +353,34 @@ class _RowReader:
             texts["text"] = texts[self._text]
         for name in self._fields:
             column = self._text if name == "text" and self._text is not None else name
-            texts[name] = self._shown_text(column, row, texts.get(name))
+            texts[name] = self._prompt_text(column, row, texts.get(name))
         texts = {name: text for name, text in texts.items() if text_fault(text) is None}
         choices = self._choices_of(row) if self._choices else None
         index = self._index(row.get(self._label), value, choices)
         lines = self._raw.lines.get(split)
         return Example(texts, index, number, choices, None if lines is None else lines[number])
 
-    def _shown_text(self, column: str, row: Row, text: str | None) -> str:
+    def _prompt_text(self, column: str, row: Row, text: str | None) -> str:
         if text is None and isinstance(row.get(column), list | tuple | Mapping):
             kind = "an object with fields" if isinstance(row[column], Mapping) else "a list"
             raise UnusableError(
                 f"nested {column}",
-                f"{column!r} holds {kind}, not a text",
+                f"{column!r} contains {kind}, not a text",
                 "Name a column of plain texts with --text.",
             )
         if text is None and isinstance(row.get(column), bytes):
             raise UnusableError(
-                f"bytes {column}", f"the text of {column!r} holds bytes that are not UTF-8", "Write texts in UTF-8."
+                f"bytes {column}", f"the text of {column!r} contains bytes that are not UTF-8", "Write texts in UTF-8."
             )
         if text is None or not clean_text(text):
             raise UnusableError(f"empty {column}", f"the text of {column!r} is empty", _FILL)
         if (fault := text_fault(text)) is not None:
-            raise UnusableError(f"surrogate {column}", f"the text of {column!r} holds {fault}", "Correct the text.")
+            raise UnusableError(f"surrogate {column}", f"the text of {column!r} contains {fault}", "Correct the text.")
         if len(text) > LONGEST_TEXT:
             if not self._truncate:
                 raise UnusableError(
                     f"long {column}",
-                    f"the text of {column!r} has {len(text):,} characters; at most {LONGEST_TEXT:,} are read",
+                    f"the text of {column!r} has {len(text):,} characters; the maximum is {LONGEST_TEXT:,}",
                     "Divide it, or cut it with --truncate.",
                 )
             self._n_cut += 1
@@ -401,53 +399,53 @@ class _RowReader:
             index = int(value)
         except ValueError:
             what = f"the labels {listed(names)}" if choices is None else "the numbers of the choices"
-            raise UnusableError("label", f"label {shown(value)!r} is not among {what}", "Correct it.") from None
+            raise UnusableError("label", f"label {abbreviate(value)!r} is not among {what}", "Correct it.") from None
         n_answers = len(names) if choices is None else len(choices)
         if not 0 <= index < n_answers:
             raise UnusableError(
                 "index",
                 f"label {index} is not among the {n_answers} {'labels' if choices is None else 'choices'}, which are "
                 "numbered from 0",
-                "Correct it; where numbers count from 1, subtract 1.",
+                "Correct it; if numbers count from 1, subtract 1.",
             )
         return index
 
     def _choices_of(self, row: Row) -> tuple[str, ...]:
         columns = self._choices
-        found: Any = [row.get(name) for name in columns]
+        values: Any = [row.get(name) for name in columns]
         if len(columns) == 1:
-            found = found[0]
-            if isinstance(found, str):
-                # A CSV cell can hold a list only as text.
+            values = values[0]
+            if isinstance(values, str):
+                # CSV can represent a list only as text.
                 try:
-                    found = json.loads(found)
+                    values = json.loads(values)
                 except (ValueError, RecursionError):
-                    found = None
-            if not isinstance(found, list):
+                    values = None
+            if not isinstance(values, list):
                 raise UnusableError(
                     "choices",
-                    f'column {columns[0]!r} must hold a list of choices (in CSV as ["one", "other"]), not '
-                    f"{shown(row.get(columns[0]))!r}",
+                    f'column {columns[0]!r} must contain a list of choices (in CSV as ["one", "other"]), not '
+                    f"{abbreviate(row.get(columns[0]))!r}",
                     "Write a list, or name one column for each choice.",
                 )
-        choices = [_as_text(value) for value in found]
+        choices = [_as_text(value) for value in values]
         if any(choice is None for choice in choices):
             raise UnusableError("choice", f"a choice is missing in {', '.join(columns)}", _FILL)
         texts = tuple(choice or "" for choice in choices)
         if any(not clean_text(text) for text in texts):
-            raise UnusableError("empty choice", f"a choice is empty ({shown(list(texts))})", _FILL)
+            raise UnusableError("empty choice", f"a choice is empty ({abbreviate(list(texts))})", _FILL)
         if len(texts) < 2:
-            raise UnusableError("one choice", "there is one choice only", "Give two or more.")
+            raise UnusableError("one choice", "there is only one choice", "Give at least two.")
         for text in texts:
             if (fault := text_fault(text)) is not None:
-                raise UnusableError("surrogate choice", f"a choice holds {fault}", "Correct the text.")
+                raise UnusableError("surrogate choice", f"a choice contains {fault}", "Correct the text.")
         return texts
 
     def notes(self) -> list[str]:
-        """What was cut, and what looks like a missing value but was read as a text."""
+        """Notes on texts that were cut and on texts that look like missing values."""
         notes = [
-            f"{count} rows have the text {text!r} in column {column!r}, which other tools write for a missing value: "
-            "it is read as a text."
+            f"{count} rows have the text {text!r} in column {column!r}. Some tools write this for a missing value; it "
+            "is read as a text here."
             for (column, text), count in self._look_missing.items()
         ]
         if self._n_cut:
@@ -456,7 +454,7 @@ class _RowReader:
 
 
 def _as_text(cell: Any) -> str | None:
-    """A cell as text; None where it holds none."""
+    """A cell as text; None if it has no text form."""
     if isinstance(cell, str):
         return cell
     if isinstance(cell, bytes):
@@ -471,7 +469,7 @@ def _as_text(cell: Any) -> str | None:
     return str(cell) if isinstance(cell, int | float | Decimal | date | datetime | time) else None
 
 
-def _about_unlabelled(
+def _unlabelled_notes(
     raw: RawTask, label: str, unlabelled: Counter[str], examples: Mapping[str, Sequence[Example]]
 ) -> list[str]:
     notes = []
@@ -480,7 +478,8 @@ def _about_unlabelled(
             continue
         if not examples[split]:
             notes.append(
-                f"Left out: split {split} ({show_path(raw.files[split])}), whose {count} rows have no label (-1 or -)."
+                f"Left out: split {split} ({show_path(raw.files[split])}), because its {count} rows are unlabelled (-1 "
+                "or -)."
             )
         else:
             notes.append(

@@ -1,4 +1,4 @@
-"""Parquet and Arrow files, whose sizes are looked at before they are unpacked."""
+"""Read Parquet and Arrow files, checking their size before decompressing them."""
 
 import io
 import json
@@ -9,12 +9,12 @@ from typing import Any
 
 from dualform.errors import TaskError
 from dualform.files import read_bytes, show_path
-from dualform.tasks.decoding import larger, most_bytes, parsing, require_data
-from dualform.tasks.labels import shown
+from dualform.tasks.decoding import most_bytes, parsing, require_data, size_remedy
+from dualform.tasks.labels import abbreviate
 from dualform.tasks.raw import Row, TableRows
 
 _BYTES_OF_ROW = 50
-"""What a row takes at least once it is read, so that a column of zeros, packed to nothing, counts too."""
+"""Minimum memory of a row in bytes. It counts rows whose values compress to almost nothing."""
 _ROWS_AT_ONCE = 4096
 
 
@@ -22,12 +22,12 @@ def read_parquet(path: Path) -> TableRows:
     """Rows of a Parquet file.
 
     Raises:
-        TaskError: The file is missing, damaged, or unpacks to more than is read.
+        TaskError: The file is missing, damaged or too large.
     """
     import pyarrow.parquet
 
     most = most_bytes()
-    content = read_bytes(path, most, TaskError, larger())
+    content = read_bytes(path, most, TaskError, size_remedy())
     require_data(content, path, "Parquet")
     with parsing(path, "Parquet"):
         file = pyarrow.parquet.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
@@ -37,7 +37,7 @@ def read_parquet(path: Path) -> TableRows:
         _check_size(max(unpacked, metadata.num_rows * _BYTES_OF_ROW), metadata.num_rows, most, path)
         schema = file.schema_arrow
         _check_names(schema.names, path)
-        # As dictionaries where they are packed as such: one long text in a million rows stays one text.
+        # Dictionary-encoded columns stay encoded: a long text repeated in many rows is stored once.
         packed = pyarrow.parquet.ParquetFile(
             io.BytesIO(content),
             page_checksum_verification=True,
@@ -48,16 +48,16 @@ def read_parquet(path: Path) -> TableRows:
 
 
 def read_arrow(path: Path) -> TableRows:
-    """Rows of an Arrow (or Feather) file, of the file or the stream format.
+    """Rows of an Arrow (or Feather) file, in the file or the stream format.
 
     Raises:
-        TaskError: The file is missing, damaged, or unpacks to more than is read.
+        TaskError: The file is missing, damaged or too large.
     """
     import pyarrow
     import pyarrow.ipc
 
     most = most_bytes()
-    content = read_bytes(path, most, TaskError, larger())
+    content = read_bytes(path, most, TaskError, size_remedy())
     require_data(content, path, "Arrow")
     with parsing(path, "Arrow"):
         source = pyarrow.BufferReader(content)
@@ -88,7 +88,7 @@ def _rows(batches: Iterable[Any], most: int, path: Path) -> list[Row]:
 
 
 def _unpacked_bytes(column: Any) -> int:
-    """Bytes of a column's values, each counted as often as it stands there."""
+    """Size of a column in bytes, counting repeated values each time they occur."""
     import pyarrow
     import pyarrow.compute as compute
 
@@ -101,27 +101,29 @@ def _unpacked_bytes(column: Any) -> int:
 def _check_size(size: int, rows: int, most: int, path: Path) -> None:
     if size > most:
         raise TaskError(
-            f"{show_path(path)} unpacks to {size:,} bytes or more ({rows:,} rows); at most {most:,} are read. "
-            f"{larger()}"
+            f"{show_path(path)} decompresses to at least {size:,} bytes ({rows:,} rows); the maximum is {most:,}. "
+            f"{size_remedy()}"
         )
 
 
 def _check_names(names: Iterable[str], path: Path) -> None:
     for name, count in Counter(names).items():
         if count > 1:
-            raise TaskError(f"{show_path(path)} has the column {shown(name)!r} {count} times. Rename one.")
+            raise TaskError(
+                f"{show_path(path)} has {count} columns named {abbreviate(name)!r}. Give each column a different name."
+            )
 
 
 def _class_names(schema: Any) -> Mapping[str, tuple[str, ...]]:
-    """Column -> names of its numbers, as the `datasets` package writes them into a file's schema."""
+    """Class names by column, as the `datasets` package stores them in a file's schema."""
     try:
         about = json.loads((schema.metadata or {})[b"huggingface"])
         features = about["info"]["features"]
-        found = {name: feature.get("names") for name, feature in features.items() if isinstance(feature, dict)}
+        class_names = {name: feature.get("names") for name, feature in features.items() if isinstance(feature, dict)}
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
         return {}
     return {
         name: tuple(names)
-        for name, names in found.items()
-        if isinstance(names, list) and names and all(isinstance(one, str) for one in names)
+        for name, names in class_names.items()
+        if isinstance(names, list) and names and all(isinstance(text, str) for text in names)
     }

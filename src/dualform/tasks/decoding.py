@@ -1,4 +1,4 @@
-"""The bytes of a text file as text, or a message that says what they are and how to convert them."""
+"""Decode text files, with error messages that name the actual format or encoding and how to convert it."""
 
 import gzip
 import io
@@ -16,7 +16,7 @@ from dualform.plain_text import plain
 
 LIMIT_VARIABLE = "DUALFORM_MAX_TABLE_BYTES"
 MOST_BYTES = 1 << 28
-"""Bytes of data that one file may hold, unpacked."""
+"""Default limit on the uncompressed size of a file, in bytes."""
 
 _MARKS = (
     (b"\xef\xbb\xbf", "utf-8-sig"),
@@ -52,64 +52,68 @@ _SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
 def most_bytes() -> int:
-    """Largest table that is read, in bytes of data: `$DUALFORM_MAX_TABLE_BYTES`, else 256 MiB.
+    """Largest table that is read, in uncompressed bytes: `$DUALFORM_MAX_TABLE_BYTES`, else 256 MiB.
 
     Raises:
-        TaskError: The variable holds no size.
+        TaskError: The variable is not a size.
     """
     given = os.environ.get(LIMIT_VARIABLE)
     if not given:
         return MOST_BYTES
     match = _SIZE.fullmatch(given.strip())
     if match is None or len(match[1]) > 18:
-        raise TaskError(f"${LIMIT_VARIABLE} is {plain(given[:80])!r}, which is no size. Give one such as 2GiB.")
+        raise TaskError(f"${LIMIT_VARIABLE} is {plain(given[:80])!r}, which is not a size. Give one such as 2GiB.")
     return int(match[1]) << 10 * " KMGT".index(match[2].upper() or " ")
 
 
-def larger() -> str:
-    """The remedy where a table is too large."""
-    return f"Give fewer rows, or raise the limit with {LIMIT_VARIABLE}, such as 2GiB."
+def size_remedy() -> str:
+    """What to do about a table that is too large."""
+    return f"Give fewer rows, or raise the limit with {LIMIT_VARIABLE}, for example to 2GiB."
 
 
 @contextmanager
 def parsing(path: Path, format: str) -> Iterator[None]:
-    """A block in which a file's content is parsed: whatever the parser raises becomes one message.
+    """Context in which every exception of a parser becomes a `TaskError` with the file and the cause, on one line.
+
+    Args:
+        path: The file.
+        format: Name of the expected format, for the message.
 
     Raises:
-        TaskError: Names the file and the cause, in one line.
+        TaskError: The parser raised an exception.
     """
     try:
         yield
     except DualformError:
         raise
     except MemoryError:
-        raise TaskError(f"{show_path(path)} does not fit into memory. {larger()}") from None
+        raise TaskError(f"{show_path(path)} does not fit into memory. {size_remedy()}") from None
     except RecursionError:
         raise TaskError(f"{show_path(path)} is nested too deeply to be read as {format}. Flatten it.") from None
-    # Parsers raise whatever they stumble on: OSError, ValueError, OverflowError, KeyError, exceptions of their own.
+    # Parsers raise many types: OSError, ValueError, OverflowError, KeyError and their own.
     except Exception as error:
         lines = plain(str(error), lines=True).split("\n")
         cause = (lines[0].strip() or type(error).__name__)[:200].rstrip(".")
         raise TaskError(
-            f"{show_path(path)} cannot be read as {format}: {cause}. It may be damaged or of another format: write "
+            f"{show_path(path)} cannot be read as {format}: {cause}. It may be damaged or in another format; create "
             "it again."
         ) from error
 
 
 def read_text(path: Path, format: str) -> str:
-    """The text of a file, unpacked where its name ends in `.gz`.
+    """The text of a file, decompressed if its name ends in `.gz`.
 
-    UTF-8, or UTF-16 and UTF-32 with a byte-order mark.
+    The encoding is UTF-8, or UTF-16 or UTF-32 with a byte-order mark.
 
     Args:
         path: The file.
-        format: What it should be, for messages.
+        format: Name of the expected format, for messages.
 
     Raises:
-        TaskError: The file is missing, unreadable, too large, or no such text.
+        TaskError: The file is missing, unreadable, too large, or not text in one of these encodings.
     """
     most = most_bytes()
-    content = read_bytes(path, most, TaskError, larger())
+    content = read_bytes(path, most, TaskError, size_remedy())
     if path.suffix.lower() == ".gz":
         with parsing(path, "gzip"):
             content = unpack(content, most, path)
@@ -117,7 +121,7 @@ def read_text(path: Path, format: str) -> str:
 
 
 def require_data(content: bytes, path: Path, format: str) -> None:
-    """Raise `TaskError` for what stands in a file's place where a download went wrong."""
+    """Raise `TaskError` for the placeholders that failed downloads leave, such as a Git LFS pointer or a web page."""
     start = content[:64].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for mark, what, remedy in _PLACEHOLDERS:
         if start.startswith(mark):
@@ -125,41 +129,41 @@ def require_data(content: bytes, path: Path, format: str) -> None:
 
 
 def unpack(content: bytes, most: int, path: Path) -> bytes:
-    """Data packed with gzip.
+    """Decompress gzip data.
 
     Raises:
-        TaskError: They are damaged, or more than `most` bytes.
+        TaskError: The data are damaged, or larger than `most` bytes.
     """
     try:
-        # Bounded while it is unpacked: a few kilobytes can hold gigabytes.
+        # Limited while decompressing: a few kilobytes can expand to gigabytes.
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
             unpacked = file.read(most + 1)
     except gzip.BadGzipFile as error:
         if not content.startswith(b"\x1f\x8b"):
             raise TaskError(
-                f"{show_path(path)} is not packed with gzip, though its name ends in .gz. Take .gz off its name."
+                f"{show_path(path)} is not compressed with gzip, though its name ends in .gz. Remove .gz from its name."
             ) from error
-        raise TaskError(f"{show_path(path)} is damaged: {plain(str(error))}. Pack it again.") from error
+        raise TaskError(f"{show_path(path)} is damaged: {plain(str(error))}. Compress it again.") from error
     except (EOFError, zlib.error) as error:
-        raise TaskError(f"{show_path(path)} is damaged: {plain(str(error))}. Pack it again.") from error
+        raise TaskError(f"{show_path(path)} is damaged: {plain(str(error))}. Compress it again.") from error
     if len(unpacked) > most:
-        raise TaskError(f"{show_path(path)} unpacks to more than {most:,} bytes. {larger()}")
+        raise TaskError(f"{show_path(path)} unpacks to more than {most:,} bytes. {size_remedy()}")
     return unpacked
 
 
 def decode(content: bytes, path: Path, format: str) -> str:
-    """Bytes as text.
+    """Decode the content of a text file.
 
     Raises:
-        TaskError: They are of another format or encoding; the message names the command that converts them.
+        TaskError: The content has another format or encoding. The message gives a command that converts it.
     """
-    shown = show_path(path)
+    name = show_path(path)
     require_data(content, path, format)
-    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), None)
+    encoding = next((encoding for mark, encoding in _MARKS if content.startswith(mark)), None)
     if encoding is None:
         other = next((what for mark, what in _OTHER_FORMATS if content.startswith(mark)), None)
         if other is not None:
-            raise TaskError(f"{shown} is {other}, not {format}. Save its rows as {format} in UTF-8.")
+            raise TaskError(f"{name} is {other}, not {format}. Save its rows as {format} in UTF-8.")
         if b"\x00" in content:
             raise TaskError(_with_nul(content, path, format))
     try:
@@ -167,44 +171,47 @@ def decode(content: bytes, path: Path, format: str) -> str:
     except UnicodeDecodeError as error:
         if encoding not in (None, "utf-8-sig"):
             raise TaskError(
-                f"{shown} begins as {str(encoding).upper()} but is damaged at byte {error.start}. Save it as UTF-8."
+                f"{name} begins as {str(encoding).upper()} but is damaged at byte {error.start}. Save it as UTF-8."
             ) from None
         line = content.count(b"\n", 0, error.start) + 1
         read = content.decode("utf-8", "surrogateescape")
         broken = sum("\udc80" <= character <= "\udcff" for character in read)
         if sum(character > "\x7f" for character in read) > 2 * broken:
             raise TaskError(
-                f"{shown} is UTF-8, but byte 0x{content[error.start]:02x} in line {line} begins no character "
-                f"({broken} such bytes in all). Correct that place; to convert the whole file would spoil the rest."
+                f"{name} is UTF-8, but byte 0x{content[error.start]:02x} in line {line} is not part of a valid "
+                f"character ({broken} such bytes in total). Correct that place; converting the whole file would damage "
+                "the rest."
             ) from None
         raise TaskError(
-            f"{shown} is not UTF-8: byte 0x{content[error.start]:02x} in line {line} begins no character. "
+            f"{name} is not UTF-8: byte 0x{content[error.start]:02x} in line {line} is not part of a valid character. "
             f"{_conversion(content, path)}"
         ) from None
 
 
 def _with_nul(content: bytes, path: Path, format: str) -> str:
-    shown = show_path(path)
     start = content[:4096]
     odd, even = start[1::2].count(0), start[::2].count(0)
     half = max(1, len(start) // 4)
     if max(odd, even) > half > min(odd, even):
-        name = "UTF-16LE" if odd > even else "UTF-16BE"
-        return f"{shown} is {name} without a byte-order mark. Convert it: {_iconv(name, path)}"
+        encoding = "UTF-16LE" if odd > even else "UTF-16BE"
+        return f"{show_path(path)} is {encoding} without a byte-order mark. Convert it: {_iconv(encoding, path)}"
     line = content.count(b"\n", 0, content.index(b"\x00")) + 1
-    return f"{shown} is no {format} text: line {line} holds a NUL byte. Write it again, without NUL bytes, in UTF-8."
+    return (
+        f"{show_path(path)} is not {format} text: line {line} contains a NUL byte. Create it again in UTF-8, without "
+        "NUL bytes."
+    )
 
 
 def _conversion(content: bytes, path: Path) -> str:
-    # Excel and old corpora: a byte that Windows-1252 does not have means that it is something else.
+    # Excel and old corpora use Windows-1252; bytes that it does not define mean another encoding.
     name = "LATIN1" if _UNDEFINED_IN_1252.search(content) else "WINDOWS-1252"
     return (
         f"If it is {name.title().replace('Latin1', 'Latin-1')}, as Excel writes on Western systems, convert it: "
-        f"{_iconv(name, path)} (else put its own encoding in place of {name})."
+        f"{_iconv(name, path)} (otherwise replace {name} by the actual encoding)."
     )
 
 
 def _iconv(name: str, path: Path) -> str:
     target = path.with_name(f"{path.stem}-utf8{path.suffix}")
-    quoted = (shlex.quote(plain(str(one))) for one in (path, target))
+    quoted = (shlex.quote(plain(str(file))) for file in (path, target))
     return "iconv -f {} -t UTF-8 {} > {}".format(name, *quoted)

@@ -1,9 +1,8 @@
-r"""CSV and TSV as programs write them: what stands between cells, and whether quotation marks enclose them, is found.
+r"""Read CSV and TSV files, detecting the delimiter and the quoting style.
 
-Excel puts semicolons where decimals have commas; GLUE's TSV files use no quotation marks, so that one at the beginning
-of a cell is a character like any other; MySQL writes `\"` where others write `""`. Reading one kind as another loses
-rows without an error, so each kind is tried and the one that gives every row as many cells as there are columns is
-taken.
+Excel separates cells by semicolons in locales with decimal commas. GLUE's TSV files do not use quoting, so a quotation
+mark at the start of a cell is part of the text. MySQL writes `\"` where other programs write `""`. Reading a file in
+the wrong style loses rows without an error, so every style is tried and the one that loses the fewest lines is used.
 """
 
 import csv
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from dualform.errors import TaskError
 from dualform.files import show_path
-from dualform.tasks.labels import UnusableError, clean_text, shown
+from dualform.tasks.labels import UnusableError, abbreviate, clean_text
 from dualform.tasks.raw import Row, TableRows, UnreadRow
 
 DELIMITERS = (",", "\t", ";", "|")
@@ -28,7 +27,7 @@ _NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
 
 @dataclass(frozen=True)
 class _Style:
-    """A way to write cells."""
+    """A quoting style."""
 
     name: str
     quoting: bool
@@ -45,53 +44,53 @@ _PLAIN = _Style("plain", quoting=False)
 @dataclass
 class _Record:
     line: int
-    """On which it begins, from 1."""
+    """Line on which the record begins, counting from 1."""
     n_lines: int
     cells: list[str]
     fault: str | None = None
-    """Why the parser could not read it."""
+    """The parser's error message; None if the record was parsed."""
 
 
 def read_delimited(text: str, path: Path) -> TableRows:
-    """Rows of a table whose first line names its columns. Every cell is text.
+    """Rows, with their line numbers, of a table whose first line names the columns. Every cell is a text.
 
     Args:
-        text: The whole file.
-        path: Its name, for messages; `.tsv` prefers tabs to commas.
+        text: Content of the file.
+        path: The file, for messages and its usual delimiter: a tab for `.tsv`, otherwise a comma.
 
     Returns:
-        The rows with their lines. A row with too many or too few cells is an `UnreadRow`.
+        The rows; one with too many or too few cells is an `UnreadRow`.
 
     Raises:
-        TaskError: No line of column names, or one that names a column twice.
+        TaskError: The file is empty, has no column names, or names a column twice.
     """
     notes: list[str] = []
     first_line, text, delimiter = _excel_hint(text)
     usual = "\t" if ".tsv" in path.name.lower() or path.suffix.lower() == ".tab" else ","
     delimiter = delimiter or _find_delimiter(text, usual)
     if delimiter != usual:
-        notes.append(f"{show_path(path)} has {_NAMES.get(delimiter, repr(delimiter))} between its columns.")
+        notes.append(f"The columns of {show_path(path)} are separated by {_NAMES.get(delimiter, repr(delimiter))}.")
     with _long_cells(len(text)):
         style, records = _best_reading(text, delimiter, usual)
     if style is _PLAIN and '"' in text:
         notes.append(
-            f"Quotation marks in {show_path(path)} are kept as characters of its cells: read as enclosing cells, they "
-            "would swallow rows."
+            f"Quotation marks in {show_path(path)} are read as ordinary characters: as quoting they would merge "
+            "several rows into one."
         )
     if not records:
-        raise TaskError(f"{show_path(path)} is empty. Give a line of column names, then a row a line.")
+        raise TaskError(f"{show_path(path)} is empty. Write a line of column names, then one row on each line.")
     header, *rest = records
     names = [clean_text(name) for name in header.cells]
     if len(names) == 1 and (other := _unusual_delimiter(names[0], rest)) is not None:
         raise TaskError(
-            f"{show_path(path)} has {other!r} between its columns; {', '.join(_NAMES.values())} are read. Write it "
-            "with one of them."
+            f"the columns of {show_path(path)} are separated by {other!r}; supported are "
+            f"{', '.join(_NAMES.values())}. Save the file with one of them."
         )
     names = _with_row_names(names, rest, path, notes)
     kept = [place for place, name in enumerate(names) if name]
     _check_names([names[place] for place in kept], path)
     if len(kept) < len(names):
-        notes.append(_about_unnamed(names, rest, path))
+        notes.append(_unnamed_column_note(names, rest, path))
     rows: list[Row] = []
     repeated = [clean_text(cell) for cell in header.cells] if len(kept) > 1 else None
     for record in rest:
@@ -99,26 +98,26 @@ def read_delimited(text: str, path: Path) -> TableRows:
         if why is None and repeated == [clean_text(cell) for cell in record.cells]:
             why = UnusableError(
                 "header",
-                "the column names stand here again",
-                "Where files are joined, keep the first line of one only.",
+                "the column names are repeated here",
+                "When joining files, keep the line of column names of the first one only.",
             )
         rows.append({names[place]: record.cells[place] for place in kept} if why is None else UnreadRow(why))
     return TableRows(rows, [record.line + first_line for record in rest], tuple(notes))
 
 
 def _excel_hint(text: str) -> tuple[int, str, str | None]:
-    """(lines before the table, the table, its delimiter) where the first line is Excel's `sep=;`."""
-    line, found, rest = text.partition("\n")
+    """(number of lines before the table, the table, its delimiter), using Excel's first line `sep=;` if present."""
+    line, newline, rest = text.partition("\n")
     hint = line.strip().strip('"')
-    if found and len(hint) == 5 and hint.lower().startswith("sep="):
+    if newline and len(hint) == 5 and hint.lower().startswith("sep="):
         return 1, rest, hint[4]
-    if found and line.lower().startswith("sep=\t"):
+    if newline and line.lower().startswith("sep=\t"):
         return 1, rest, "\t"
     return 0, text, None
 
 
 def _find_delimiter(text: str, usual: str) -> str:
-    """The delimiter that divides the first line and gives most of the next as many cells."""
+    """The delimiter for which most lines have as many cells as the first."""
     lines = [line for line in io.StringIO(text[:_SAMPLE_CHARACTERS], newline="") if line.strip()][:_SAMPLE_LINES]
     best, best_score = usual, (0.0, False, 0)
     with _long_cells(_SAMPLE_CHARACTERS):
@@ -134,31 +133,31 @@ def _find_delimiter(text: str, usual: str) -> str:
 
 
 def _best_reading(text: str, delimiter: str, usual: str) -> tuple[_Style, list[_Record]]:
-    """The style in which the fewest lines are lost, and the records that it gives."""
+    """The style that loses the fewest lines, and its records."""
     if '"' not in text:
         return _PLAIN, _parse(text, delimiter, _PLAIN)
     doubled, plain = _parse(text, delimiter, _DOUBLED), _parse(text, delimiter, _PLAIN)
     lost, lost_plain = _lost_lines(doubled), _lost_lines(plain)
     if lost == 0:
         swallowed = any(record.n_lines > 1 for record in doubled)
-        # A cell with line breaks, each line of which would be a whole row by itself, has swallowed rows.
+        # If every line would be a whole row without quoting, a cell with line breaks is several merged rows.
         if lost_plain == 0 and (swallowed or (usual == "\t" and not _is_quoted(text, delimiter))):
             return _PLAIN, plain
         return _DOUBLED, doubled
     tried = [(lost, _DOUBLED, doubled)]
     if '\\"' in text:
-        found = _parse(text, delimiter, _BACKSLASH)
-        tried.append((_lost_lines(found), _BACKSLASH, found))
+        backslash = _parse(text, delimiter, _BACKSLASH)
+        tried.append((_lost_lines(backslash), _BACKSLASH, backslash))
     if f'{delimiter} "' in text:
-        found = _parse(text, delimiter, _SPACED)
-        tried.append((_lost_lines(found), _SPACED, found))
+        spaced = _parse(text, delimiter, _SPACED)
+        tried.append((_lost_lines(spaced), _SPACED, spaced))
     tried.append((lost_plain, _PLAIN, plain))
-    _, style, records = min(tried, key=lambda one: one[0])
+    _, style, records = min(tried, key=lambda attempt: attempt[0])
     return style, records
 
 
 def _parse(text: str, delimiter: str, style: _Style) -> list[_Record]:
-    # Lines keep their ends, so that a line break within a cell stays, and \r alone ends a line too.
+    # newline="" preserves line breaks within cells and lets a lone \r end a line.
     reader = csv.reader(
         io.StringIO(text, newline=""),
         delimiter=delimiter,
@@ -182,7 +181,7 @@ def _parse(text: str, delimiter: str, style: _Style) -> list[_Record]:
 
 
 def _lost_lines(records: Sequence[_Record]) -> int:
-    """Lines of all records that do not have as many cells as the first."""
+    """Number of lines in records that do not have as many cells as the first."""
     n = len(records[0].cells) if records else 0
     return sum(record.n_lines for record in records if record.fault is not None or not _fits(record.cells, n))
 
@@ -192,9 +191,9 @@ def _fits(cells: Sequence[str], n: int) -> bool:
 
 
 def _is_quoted(text: str, delimiter: str) -> bool:
-    """Whether quotation marks enclose cells, by what programs do that write them.
+    """Whether quotation marks enclose cells.
 
-    They enclose cells that need it (with a delimiter, or a doubled quotation mark), or all of a column.
+    Programs quote the cells that need it (with a comma or a doubled quotation mark), or all cells of a column.
     """
     rows = [line.rstrip("\r\n").split(delimiter) for line in io.StringIO(text[:_SAMPLE_CHARACTERS], newline="")]
     enclosed = [[len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in row] for row in rows if any(row)]
@@ -207,7 +206,7 @@ def _is_quoted(text: str, delimiter: str) -> bool:
 
 
 def _unusual_delimiter(header: str, rest: Sequence[_Record]) -> str | None:
-    """What divides the only cell of every line, where it is none of the delimiters that are read."""
+    """A common separator outside `DELIMITERS` that occurs equally often in every line; None if there is none."""
     lines = [record.cells[0] for record in rest[:_SAMPLE_LINES] if len(record.cells) == 1]
     if len(lines) < len(rest[:_SAMPLE_LINES]) or not lines:
         return None
@@ -219,13 +218,13 @@ def _unusual_delimiter(header: str, rest: Sequence[_Record]) -> str | None:
 
 
 def _with_row_names(names: list[str], rest: Sequence[_Record], path: Path, notes: list[str]) -> list[str]:
-    """R names one column fewer than there are: the first of each row is the row's name."""
+    """Add an empty name for the column of row names, which R writes without a heading."""
     widths = Counter(len(record.cells) for record in rest)
     different = len({record.cells[0] for record in rest if record.cells}) == len(rest)
     if different and set(widths) == {len(names) + 1} and all(record.cells[-1].strip() for record in rest):
         notes.append(
-            f"The first line of {show_path(path)} names a column fewer than its rows have: the first column is taken "
-            "for row names and left out."
+            f"The first line of {show_path(path)} names one column fewer than its rows have: the first column is "
+            "assumed to hold row names and left out."
         )
         return ["", *names]
     return names
@@ -233,42 +232,44 @@ def _with_row_names(names: list[str], rest: Sequence[_Record], path: Path, notes
 
 def _check_names(names: Sequence[str], path: Path) -> None:
     if not names:
-        raise TaskError(f"{show_path(path)} has no column names in its first line. Give it one.")
+        raise TaskError(f"{show_path(path)} has no column names in its first line. Name the columns there.")
     for name, count in Counter(names).items():
         if count > 1:
-            raise TaskError(f"{show_path(path)} has the column {shown(name)!r} {count} times. Rename one.")
+            raise TaskError(
+                f"{show_path(path)} has {count} columns named {abbreviate(name)!r}. Give each column a different name."
+            )
 
 
-def _about_unnamed(names: Sequence[str], rest: Sequence[_Record], path: Path) -> str:
+def _unnamed_column_note(names: Sequence[str], rest: Sequence[_Record], path: Path) -> str:
     unnamed = [place for place, name in enumerate(names) if not name]
     filled = sum(any(place < len(record.cells) and record.cells[place].strip() for place in unnamed) for record in rest)
     what, verb, them = ("Column", "is", "it") if len(unnamed) == 1 else (f"{len(unnamed)} columns", "are", "them")
-    held = f"; {filled} of {len(rest)} rows have something in {them}" if filled else ""
+    held = f"; {filled} of {len(rest)} rows have a value in {them}" if filled else ""
     return f"{what} of {show_path(path)} without a name {verb} left out{held}."
 
 
 def _problem(record: _Record, n: int, delimiter: str) -> UnusableError | None:
     if record.fault is not None:
-        cause = "a quotation mark opens a cell and no other closes it"
+        cause = "an opening quotation mark is never closed"
         if "unexpected end" not in record.fault:
-            cause = "a quotation mark closes a cell before its end"
+            cause = "text follows a closing quotation mark"
         return UnusableError(
             "quote",
             f"{cause} ({record.n_lines} lines)" if record.n_lines > 1 else cause,
-            'Write a quotation mark within a cell as "".',
+            'Write a quotation mark inside a quoted cell as "".',
         )
     if _fits(record.cells, n):
         return None
     return UnusableError(
         "cells" if len(record.cells) > n else "few cells",
         f"{len(record.cells)} cells where the first line names {n} columns",
-        f"Put cells that hold {_NAMES.get(delimiter, repr(delimiter))} or line breaks in quotation marks.",
+        f"Put cells that contain {_NAMES.get(delimiter, repr(delimiter))} or line breaks in quotation marks.",
     )
 
 
 @contextmanager
 def _long_cells(length: int) -> Iterator[None]:
-    """Lift the limit that Python sets to a cell, which is the whole process's, for a moment."""
+    """Temporarily raise the `csv` module's limit on cell length, which applies to the whole process."""
     before = csv.field_size_limit(min(length + 1, sys.maxsize))
     try:
         yield

@@ -1,4 +1,4 @@
-"""Which labelled examples a learner is shown, in which order and with which labels: one object for all learners."""
+"""Demonstrations: the labelled examples given to every learner, their order and their labels."""
 
 import math
 import random
@@ -17,17 +17,17 @@ LabelRule = Literal["true", "shuffled", "random", "flipped"]
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """An ordered selection of examples with the labels that are shown for them.
+    """An ordered selection of examples, with the label shown for each.
 
     Raises:
-        ConfigError: The number of labels is not that of the examples.
+        ConfigError: The numbers of examples and labels differ.
     """
 
     task: str
-    """Name of the task that they come from."""
+    """Name of the task."""
     examples: tuple[Example, ...] = field(repr=False)
     labels: tuple[int, ...]
-    """The labels shown, after the label rule; `examples` keep the true ones."""
+    """The labels shown, after applying the label rule; `examples` keep the true labels."""
     seed: int
     balanced: bool
     label_rule: LabelRule
@@ -36,12 +36,13 @@ class Demonstrations:
     def __post_init__(self) -> None:
         if len(self.examples) != len(self.labels):
             raise ConfigError(
-                f"{len(self.examples)} demonstrations came with {len(self.labels)} labels; give each one."
+                f"{len(self.examples)} demonstrations were given with {len(self.labels)} labels. Give one label for "
+                "each."
             )
 
     @property
     def k_effective(self) -> int:
-        """How many there are, which is fewer than `k_requested` once truncated."""
+        """Number of demonstrations, which is below `k_requested` after truncation."""
         return len(self.examples)
 
     @property
@@ -50,7 +51,7 @@ class Demonstrations:
         return tuple(example.row for example in self.examples)
 
     def reordered(self, number: int) -> "Demonstrations":
-        """The same demonstrations in another order; number 0 is the order drawn.
+        """The same demonstrations in order number `number`; 0 is the order in which they were drawn.
 
         Raises:
             ConfigError: `number` is negative.
@@ -68,59 +69,59 @@ class Demonstrations:
 
     @property
     def n_orders(self) -> int:
-        """How many different orders there are: k! for k different demonstrations, fewer where some are equal."""
+        """Number of different orders: k! for k different demonstrations, fewer if some are equal."""
         orders = math.factorial(self.k_effective)
         for times in Counter(self._contents).values():
             orders //= math.factorial(times)
         return orders
 
     def in_orders(self, n: int) -> "tuple[Demonstrations, ...]":
-        """The same demonstrations in up to `n` different orders, the one drawn first; fewer where there are no more."""
-        found: dict[tuple[object, ...], Demonstrations] = {}
-        # Exchanging two equal demonstrations gives no other order, so k! may never be reached.
+        """The same demonstrations in up to `n` different orders, starting with the order in which they were drawn."""
+        orders: dict[tuple[object, ...], Demonstrations] = {}
+        # Exchanging two equal demonstrations does not give a different order.
         most = min(n, self.n_orders)
         number = 0
-        while len(found) < most:
-            again = self.reordered(number)
-            found.setdefault(again._contents, again)
+        while len(orders) < most:
+            reordered = self.reordered(number)
+            orders.setdefault(reordered._contents, reordered)
             number += 1
-        return tuple(found.values())
+        return tuple(orders.values())
 
     @property
     def _contents(self) -> tuple[object, ...]:
-        """What each demonstration shows, in order: two with equal texts and labels are the same to a model."""
+        """Fields, choices and label of each demonstration: a model cannot distinguish two in which these agree."""
         return tuple(
             (tuple(sorted(example.fields.items())), example.choices, label)
             for example, label in zip(self.examples, self.labels, strict=True)
         )
 
     def labelled_otherwise(self, task: Task, rule: LabelRule) -> "Demonstrations | None":
-        """The same demonstrations with the labels that they show dealt anew, until one at least is another.
+        """The same demonstrations with at least one label changed.
 
         Args:
-            task: Theirs.
-            rule: `shuffled` or `random`.
+            task: Task of the demonstrations.
+            rule: How to change the labels shown: `shuffled` or `random`.
 
         Returns:
-            Them, or None where no other labels came: all show the same, or there is but one.
+            The demonstrations; None if 100 attempts changed no label, as for a single one or equal labels.
         """
         for attempt in range(_ATTEMPTS):
-            labels = _labels_shown(task, self.examples, rule, self.seed, self.labels, attempt)
+            labels = _apply_label_rule(task, self.examples, rule, self.seed, self.labels, attempt)
             if labels != self.labels:
                 return replace(self, labels=labels, label_rule=rule)
         return None
 
     def relabelled(self, task: Task, rule: LabelRule) -> "Demonstrations":
-        """The same demonstrations in the same order, their labels shown by another rule.
+        """The same demonstrations in the same order, with labels by another rule.
 
         Raises:
             ConfigError: `rule` is unknown.
         """
         _require_rule(rule)
-        return replace(self, labels=_labels_shown(task, self.examples, rule, self.seed), label_rule=rule)
+        return replace(self, labels=_apply_label_rule(task, self.examples, rule, self.seed), label_rule=rule)
 
     def truncated(self, k: int) -> "Demonstrations":
-        """The first `k` of them (all, if there are no more).
+        """The first `k` demonstrations (all of them if there are fewer).
 
         Raises:
             ConfigError: `k` is negative.
@@ -134,41 +135,38 @@ def draw_demonstrations(
 ) -> Demonstrations:
     """Draw demonstrations from the train split, without replacement.
 
-    The same seed gives the same examples in the same order under every label rule, so that a control differs in
-    its labels alone.
+    The same seed gives the same examples in the same order under every label rule, so that a control differs only in
+    its labels.
 
     Args:
-        task: Where to draw from.
-        k: How many; 0 gives an empty selection.
+        task: The task to draw from.
+        k: Number of demonstrations; 0 gives an empty selection.
         seed: 0 or more.
-        balanced: False is the paper's rule: shuffle train, take the first k, so smaller selections are prefixes of
-            larger ones. True takes the classes in turn along the same shuffle, so their counts differ by at most
-            one, then shuffles once more. For multiple choice a class is the index of the right choice.
-        label_rule: `true`; `shuffled`, the labels drawn dealt out anew (their counts stay, and one may return to
-            its own example); `random`, uniform over the labels, the true one included; `flipped`, each label
-            the next one (two labels swapped), so that none is true. Under multiple choice labels are dealt among
-            examples with equally many choices.
-
-    Returns:
-        The selection.
+        balanced: False shuffles train and takes the first k rows, as in the paper; smaller selections are then prefixes
+            of larger ones. True takes the classes in turn along the same shuffle, so that their counts differ by at
+            most one, and shuffles the result. For multiple choice, the class is the index of the correct choice.
+        label_rule: `true` keeps the labels. `shuffled` permutes the labels of the selection, so that their counts
+            stay the same and some examples may keep their label. `random` draws uniformly from all labels, including
+            the true one. `flipped` replaces each label by the next one, so that no label is true (with two labels,
+            they are swapped). For multiple choice, labels are permuted among examples with the same number of choices.
 
     Raises:
-        ConfigError: `k` or `seed` is negative, or `label_rule` unknown.
-        TaskError: Train has too few rows, or a class too few of them.
+        ConfigError: `k` or `seed` is negative, or `label_rule` is unknown.
+        TaskError: Train, or one of its classes, has too few rows.
 
     Source:
-        Drawing: arXiv:2212.10559v3, released code (not class-balanced, in shuffle order). Label controls: random
-        labels as in arXiv:2202.12837, section 4.
+        Selection: arXiv:2212.10559v3, released code (not class-balanced, in shuffled order). Random labels:
+        arXiv:2202.12837, section 4.
     """
     _require_non_negative("number of demonstrations", k)
-    # random.Random takes the seed's absolute value: -1 and 1 would be the same selection under two names.
+    # random.Random takes the absolute value of a seed, so -1 and 1 would give the same selection.
     _require_non_negative("seed", seed)
     _require_rule(label_rule)
     pool = task.demonstration_pool
     if k > len(pool):
         raise TaskError(
-            f"{k} demonstrations were asked for, but train of task {task.name!r} has {len(pool)} rows. "
-            f"Ask for at most {len(pool)}."
+            f"{k} demonstrations were requested, but train of task {task.name!r} has {len(pool)} rows. "
+            f"Request at most {len(pool)}."
         )
     generator = random.Random(seed)
     shuffled = generator.sample(pool, len(pool))
@@ -180,7 +178,7 @@ def draw_demonstrations(
     return Demonstrations(
         task=task.name,
         examples=tuple(chosen),
-        labels=_labels_shown(task, chosen, label_rule, seed),
+        labels=_apply_label_rule(task, chosen, label_rule, seed),
         seed=seed,
         balanced=balanced,
         label_rule=label_rule,
@@ -200,7 +198,7 @@ def _require_rule(rule: str) -> None:
 
 def _take_classes_in_turn(task: Task, shuffled: Sequence[Example], k: int) -> list[Example]:
     waiting: dict[int, deque[Example]] = {}
-    # Classes take turns in the order in which the shuffle meets them: the odd one out then depends on the seed.
+    # In the order of the shuffle, so that the class that gets one more depends on the seed.
     for example in shuffled:
         waiting.setdefault(example.label, deque()).append(example)
     if not task.is_multiple_choice:
@@ -219,15 +217,17 @@ def _take_classes_in_turn(task: Task, shuffled: Sequence[Example], k: int) -> li
 
 def _class_too_small(task: Task, label: int, k: int, n_classes: int) -> TaskError:
     names = task.label_names or task.label_words
-    shown = f"label {label} ({names[label]})" if names and not task.is_multiple_choice else f"right choice {label}"
-    there = sum(example.label == label for example in task.demonstration_pool)
+    label_text = (
+        f"label {label} ({names[label]})" if names and not task.is_multiple_choice else f"correct choice {label}"
+    )
+    n_rows = sum(example.label == label for example in task.demonstration_pool)
     return TaskError(
-        f"{k} balanced demonstrations need more than {there} rows of {shown}, which is all that train of task "
-        f"{task.name!r} has. Ask for at most {there * n_classes}, or draw without balance."
+        f"train of task {task.name!r} has only {n_rows} rows with {label_text}, too few for {k} balanced "
+        f"demonstrations. Request at most {n_rows * n_classes}, or draw without balancing the classes."
     )
 
 
-def _labels_shown(
+def _apply_label_rule(
     task: Task,
     chosen: Sequence[Example],
     rule: LabelRule,
@@ -236,7 +236,7 @@ def _labels_shown(
     attempt: int = 0,
 ) -> tuple[int, ...]:
     labels = [example.label for example in chosen] if dealt_from is None else list(dealt_from)
-    # A stream of its own: the rule must not change which examples are drawn.
+    # A separate stream of random numbers, so that the rule does not change which examples are drawn.
     generator = random.Random(f"{seed}/labels" + (f"/{attempt}" if attempt else ""))
     n_answers = [len(example.choices or ()) if task.is_multiple_choice else task.n_labels for example in chosen]
     if rule == "random":

@@ -1,4 +1,4 @@
-"""What tells one task from another: a file may change while its name stays."""
+"""Digest of a task's content, which may change while its name stays the same."""
 
 import hashlib
 
@@ -6,17 +6,17 @@ from dualform.tasks.task import Task
 
 
 def task_digest(task: Task) -> str:
-    """Digest of all that a study can read of a task: rows, labels, choices, prompt, label words, the splits' parts.
+    """Digest of a task's rows, labels, choices, prompt, label words and split roles.
 
     Returns:
-        Sixteen hexadecimal digits. Where the rows came from is not in it: the same rows are the same task.
+        Sixteen hexadecimal digits, which do not depend on where the rows came from.
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     splits = (task.selection_split, task.report_split, task.paper_split)
-    found.update(repr((task.name, task.template, task.label_words, task.label_names, splits)).encode())
+    digest.update(repr((task.name, task.template, task.label_words, task.label_names, splits)).encode())
     for name in sorted(task.splits):
-        found.update(repr(name).encode())
+        digest.update(repr(name).encode())
         for example in task.splits[name]:
             fields = sorted(example.fields.items())
-            found.update(repr((example.row, example.label, example.choices, fields)).encode())
-    return found.hexdigest()[:16]
+            digest.update(repr((example.row, example.label, example.choices, fields)).encode())
+    return digest.hexdigest()[:16]

@@ -17,7 +17,7 @@ SECONDS_TO_ANSWER = 10.0
 
 @dataclass(frozen=True)
 class HubPlace:
-    """Where a task lives on the hub, and in which columns."""
+    """Address and columns of a task on the hub."""
 
     path: str
     """`owner/name`."""
@@ -26,7 +26,7 @@ class HubPlace:
     columns: TaskOptions = NO_OPTIONS
 
     @property
-    def shown(self) -> str:
+    def address(self) -> str:
         """`owner/name:config`."""
         return self.path + (f":{self.config}" if self.config else "")
 
@@ -38,31 +38,28 @@ HUB_PLACES: Mapping[str, HubPlace] = {
     "subj": HubPlace("SetFit/subj"),
     "agnews": HubPlace("fancyzhx/ag_news"),
     "cb": HubPlace("aps/super_glue", config="cb"),
-    # Its main branch is a loading script, which datasets 4 and later refuse to run.
+    # Its main branch is a loading script, which datasets 4 and later do not run.
     "piqa": HubPlace(
         "ybisk/piqa", revision="refs/convert/parquet", columns=TaskOptions(text="goal", choices="sol1,sol2")
     ),
     "imdb": HubPlace("stanfordnlp/imdb"),
 }
-"""The usual home of each known task."""
+"""Address of each known task on the hub."""
 
 
 def read_hub(name: str, label: str | None = None) -> RawTask:
     """Rows of a known task, or of any data set `owner/name[:config]`.
 
-    Splits without labels (all -1, as hidden test sets have) are left out. Names of the labels come from the data
-    set's own features, or from a column beside the label (`label_text`).
+    Splits without labels (all -1, as in hidden test sets) are left out. Label names come from the data set's features,
+    or from a second column such as `label_text`.
 
     Args:
         name: A key of `HUB_PLACES`, or `owner/name[:config]`.
-        label: Label column; None is the place's own.
-
-    Returns:
-        The rows.
+        label: Label column; None means the usual one.
 
     Raises:
         HubError: The hub did not answer and nothing is cached, or it has no such data set.
-        TaskError: No split has labels.
+        TaskError: No split has labels, or there is no such label column.
     """
     place = HUB_PLACES.get(name)
     if place is None:
@@ -71,21 +68,22 @@ def read_hub(name: str, label: str | None = None) -> RawTask:
     wording = WORDINGS.get(name)
     usual_label = place.columns.label or "label"
     if label not in (None, usual_label):
-        wording = None  # another column's labels: the known words do not stand for them
+        wording = None  # the known label words do not apply to another column
     label = label or usual_label
-    found = _load(place)
+    datasets = _load(place)
     rows: dict[str, list[Row]] = {}
     names: tuple[str, ...] | None = None
     unused = []
-    for split, dataset in found.items():
-        standard = SPLIT_NAMES.get(str(split).lower()) or ("train" if len(found) == 1 else None)
+    for split, dataset in datasets.items():
+        standard = SPLIT_NAMES.get(str(split).lower()) or ("train" if len(datasets) == 1 else None)
         if standard is None or standard in rows:
             unused.append(str(split))
             continue
         columns = list(dataset.column_names)
         if label not in columns:
             raise TaskError(
-                f"{place.shown} has no column {label!r}; its columns: {', '.join(columns)}. Name one with --label."
+                f"{place.address} has no column {label!r}. Its columns are: {', '.join(columns)}. Name one with "
+                "--label."
             )
         labels = list(dataset[label])
         if all(value is None or value == -1 for value in labels):
@@ -94,9 +92,9 @@ def read_hub(name: str, label: str | None = None) -> RawTask:
         rows[standard] = list(dataset)
         names = names or _label_names(dataset, label, rows[standard])
     if not rows:
-        raise TaskError(f"no split of {place.shown} has labels; its splits: {', '.join(map(str, found))}.")
+        raise TaskError(f"no split of {place.address} has labels. Its splits are: {', '.join(map(str, datasets))}.")
     if wording is not None and wording.label_names is not None and names is not None:
-        # The known words stand in our order; only a data set that says otherwise is renumbered, by name.
+        # The known words have a fixed order; a data set with the same names in another order is renumbered.
         if set(names) == set(wording.label_names):
             rows = {split: _renumbered(these, label, names, wording.label_names) for split, these in rows.items()}
         elif len(names) != len(wording.label_names):
@@ -107,13 +105,13 @@ def read_hub(name: str, label: str | None = None) -> RawTask:
         names = None
     return RawTask(
         name=name if name in HUB_PLACES else place.path.rpartition("/")[2],
-        source=f"hub: {place.shown}",
+        source=f"hub: {place.address}",
         rows=rows,
-        files={split: f"{place.shown}, split {split}" for split in rows},
-        columns=TaskOptions(label=label).over(place.columns),
+        files={split: f"{place.address}, split {split}" for split in rows},
+        columns=TaskOptions(label=label).with_defaults(place.columns),
         label_names=names,
         wording=wording,
-        notes=(f"Left out of {place.shown}: splits {', '.join(unused)}.",) if unused else (),
+        notes=(f"Unused splits of {place.address}: {', '.join(unused)}.",) if unused else (),
     )
 
 
@@ -121,10 +119,10 @@ def _label_names(dataset: Any, label: str, rows: list[Row]) -> tuple[str, ...] |
     names = getattr(dataset.features[label], "names", None)
     if names:
         return tuple(names)
-    beside = f"{label}_text"
-    if beside not in dataset.column_names:
+    name_column = f"{label}_text"
+    if name_column not in dataset.column_names:
         return None
-    pairs = {row[label]: str(row[beside]) for row in rows if row[label] not in (None, -1)}
+    pairs = {row[label]: str(row[name_column]) for row in rows if row[label] not in (None, -1)}
     return tuple(pairs[index] for index in range(len(pairs))) if set(pairs) == set(range(len(pairs))) else None
 
 
@@ -144,22 +142,22 @@ def _load(place: HubPlace) -> Mapping[str, Any]:
 
     try:
         with _quick_when_offline(place.path) as answers:
-            found: Mapping[str, Any] = datasets.load_dataset(place.path, place.config, revision=place.revision)
-    # Whatever goes wrong in there (network, names, formats, half-filled caches), the remedy is the same.
+            splits: Mapping[str, Any] = datasets.load_dataset(place.path, place.config, revision=place.revision)
+    # The remedy is the same for every cause: network, names, formats, incomplete caches.
     except Exception as error:
         reason = first_line(error)
         if not answers:
-            reason = "it does not answer, and nothing is cached"
+            reason = "the hub does not answer, and nothing is cached"
         raise HubError(
-            f"the hub gave no data set {place.shown!r} ({reason}). Check the name and the network, or put the data on "
-            "disk and name its folder with --data-dir."
+            f"cannot load data set {place.address!r} from the hub ({reason}). Check the name and the network, or save "
+            "the data to disk and name its folder with --data-dir."
         ) from error
-    return found
+    return splits
 
 
 @contextmanager
 def _quick_when_offline(path: str) -> Iterator[bool]:
-    """Without a network go straight to the cache, not through half a minute of retries; gives whether there is one."""
+    """Context that yields whether the hub answers; if not, `datasets` uses its cache at once, without retries."""
     import datasets
     import huggingface_hub
 
@@ -169,7 +167,7 @@ def _quick_when_offline(path: str) -> Iterator[bool]:
         if not configured:
             huggingface_hub.HfApi().dataset_info(path, timeout=SECONDS_TO_ANSWER)
     except (huggingface_hub.errors.HfHubHTTPError, ValueError):
-        pass  # a refusal, or an impossible name: load_dataset explains it better
+        pass  # load_dataset gives a better message for a refusal or an invalid name
     except Exception:
         answers, datasets.config.HF_HUB_OFFLINE = False, True
     try:
@@ -179,12 +177,12 @@ def _quick_when_offline(path: str) -> Iterator[bool]:
 
 
 class HubTasks(TaskSource):
-    """Data sets on the hub: the papers' tasks by their usual names, and any by `owner/name[:config]`."""
+    """Data sets on the hub: known tasks by name, and any other as `owner/name[:config]`."""
 
     name = "hub"
 
     def find(self, given: str) -> str | None:
-        """The name itself."""
+        """The name itself if it is a known task or has the form of a hub address."""
         return given if given in HUB_PLACES or "/" in given else None
 
     def read(self, which: str, options: TaskOptions) -> RawTask:
@@ -192,18 +190,18 @@ class HubTasks(TaskSource):
         raw = read_hub(which, options.label)
         if not options.paper_rows or raw.wording is None or not raw.wording.paper_files:
             return raw
-        # The hub's copies are those that the released code loads.
-        note = f"The rows are those of {raw.source}, which the code released with arXiv:2212.10559 reads too."
+        # The released code loads the hub's copies.
+        note = f"The rows are those of {raw.source}, which the code released with arXiv:2212.10559 also reads."
         return replace(raw, notes=(*raw.notes, note))
 
     def is_local(self, which: str) -> bool:
-        """Never."""
+        """False: the hub needs a network."""
         return False
 
     def tasks(self) -> list[TaskSummary]:
-        """Those with a name of their own."""
+        """The known tasks."""
         return [
-            TaskSummary(name, f"hub: {place.shown}", WORDINGS[name].label_words, local=False)
+            TaskSummary(name, f"hub: {place.address}", WORDINGS[name].label_words, local=False)
             for name, place in HUB_PLACES.items()
         ]
 

@@ -1,4 +1,4 @@
-"""Rows of JSON: an object a line, or one document as pandas, R and the hub write them."""
+"""Read rows from JSON: one object per line, or one document as written by pandas, R and the hub."""
 
 import json
 import re
@@ -10,17 +10,17 @@ from dualform.errors import TaskError
 from dualform.files import show_path
 from dualform.plain_text import plain
 from dualform.tasks.decoding import parsing, read_text
-from dualform.tasks.labels import UnusableError, shown
+from dualform.tasks.labels import UnusableError, abbreviate
 from dualform.tasks.raw import Row, TableRows, UnreadRow
 
-_SHAPES = "Give an object a line, a list of objects, or an object of columns, each a list of equally many values."
+_SHAPES = "Give one object per line, a list of objects, or an object of columns that are lists of equal length."
 
 
 def read_json_lines(path: Path) -> TableRows:
-    """Rows of a file with one JSON object a line; a file that holds one document is read too.
+    """Rows of a file with one JSON object per line, or of a single JSON document.
 
     Returns:
-        The rows; a line that is no object is an `UnreadRow`.
+        The rows; a line that is not an object is an `UnreadRow`.
 
     Raises:
         TaskError: The file is missing or not UTF-8.
@@ -32,10 +32,10 @@ def read_json_lines(path: Path) -> TableRows:
 
 
 def read_json(path: Path) -> TableRows:
-    """Rows of a JSON document: a list of objects, columns, or what pandas' `to_json` makes; or of an object a line.
+    """Rows of a JSON document: a list of objects, columns, a form of pandas' `to_json`, or one object per line.
 
     Raises:
-        TaskError: The file is missing, not UTF-8, not JSON, or of another shape.
+        TaskError: The file is missing, not UTF-8, not JSON, or none of these forms.
     """
     text = read_text(path, "JSON")
     return _read_lines(text) if _is_object_a_line(text) else _read_document(text, path)
@@ -46,14 +46,14 @@ def _begins(text: str) -> str:
 
 
 def _content(text: str) -> list[str]:
-    """The first two lines with something in them."""
-    found: list[str] = []
+    """The first two non-empty lines."""
+    lines: list[str] = []
     for _, line in _lines(text):
         if line.strip():
-            found.append(line)
-            if len(found) == 2:
+            lines.append(line)
+            if len(lines) == 2:
                 break
-    return found
+    return lines
 
 
 def _is_object_a_line(text: str) -> bool:
@@ -62,7 +62,7 @@ def _is_object_a_line(text: str) -> bool:
 
 
 def _is_list_a_line(text: str) -> bool:
-    """Lines that are lists: no rows, but each is reported with its line."""
+    """Whether each line is a list, which is not a row; reading it by lines reports each with its line number."""
     lines = _content(text)
     return len(lines) == 2 and all(_is_whole(line, list) for line in lines)
 
@@ -75,14 +75,14 @@ def _is_whole(line: str, kind: type) -> bool:
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
-    r"""(number, line); only \n, \r\n and a lone \r end one: a text may hold U+2028 or \x85, at which others cut."""
+    r"""Pairs (number, line). Unlike str.splitlines, it does not split at U+2028 or \x85, which texts may contain."""
     ends = "\r" if "\n" not in text else "\n"
     return enumerate(text.split(ends), start=1)
 
 
 def _read_lines(text: str) -> TableRows:
-    if (found := _read_sequence(text)) is not None:
-        return found
+    if (table := _read_sequence(text)) is not None:
+        return table
     rows: list[Row] = []
     numbers = []
     for number, line in _lines(text):
@@ -94,7 +94,7 @@ def _read_lines(text: str) -> TableRows:
 
 
 def _read_sequence(text: str) -> TableRows | None:
-    """Objects one after another that are not one a line, as pretty printers write them; None where they are."""
+    """Rows of consecutive objects that span several lines, as from a pretty printer; None for any other text."""
     if _begins(text) != "{" or _is_whole(_content(text)[0], dict):
         return None
     text = text.removeprefix("\ufeff")
@@ -123,10 +123,11 @@ def _row_of(parse: Callable[[], Any], text: str) -> Row:
     except RecursionError:
         return UnreadRow(UnusableError("deep", f"nested too deeply: {start!r}", "Flatten it."))
     except ValueError as error:
-        # A number of thousands of digits, a field given twice.
+        # For example a number with thousands of digits, or a repeated field.
         return UnreadRow(UnusableError("value", f"not usable JSON ({_one_line(error)})", "Correct it."))
     if not isinstance(row, dict):
-        return UnreadRow(UnusableError("shape", f"expected a JSON object, found {start!r}", "Write an object a line."))
+        message = f"expected a JSON object, found {start!r}"
+        return UnreadRow(UnusableError("shape", message, "Write one object per line."))
     return row
 
 
@@ -136,11 +137,11 @@ def _why_not_json(text: str, error: json.JSONDecodeError) -> tuple[str, str]:
     if text.endswith("},"):
         return "a comma follows the object", "Remove the comma at the end of each line."
     before, after = text[: error.pos].rstrip(), text[error.pos :].lstrip()
-    # Where Python says that the error is differs between its versions.
+    # The position of this error differs between versions of Python.
     if (before.endswith(",") and after[:1] in ("}", "]")) or re.match(r",\s*[}\]]", after):
-        return "a comma stands before a closing bracket", "Remove that comma."
+        return "a comma precedes a closing bracket", "Remove that comma."
     if re.match(r"\{\s*'", text):
-        return "single quotes", "Write texts in double quotes: json.dumps(row), not str(row)."
+        return "single quotes", "Write texts in double quotes, with json.dumps(row) instead of str(row)."
     return error.msg, "Correct it."
 
 
@@ -149,12 +150,12 @@ def _one_line(error: Exception) -> str:
 
 
 def _pairs(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field {plain(twice[:60])!r} stands in it twice")
-    return found
+        raise ValueError(f"the field {plain(twice[:60])!r} occurs twice")
+    return fields
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_pairs)
@@ -177,7 +178,7 @@ def _read_document(text: str, path: Path) -> TableRows:
 
 
 def _read_list(text: str, path: Path) -> TableRows:
-    """Elements one by one, so that each has its line."""
+    """Rows of a list, parsed one by one to know the line of each."""
     rows: list[Row] = []
     lines: list[int] = []
     end, line, counted = text.index("[") + 1, 1, 0
@@ -201,18 +202,18 @@ def _read_list(text: str, path: Path) -> TableRows:
         if mark == "]":
             if text[end + 1 :].strip():
                 where = line + text.count("\n", counted, end)
-                raise TaskError(f"{show_path(path)}, line {where}: something follows the end of the list. Correct it.")
+                raise TaskError(f"{show_path(path)}, line {where}: text follows the end of the list. Remove it.")
             return TableRows(rows, lines)
         if mark != ",":
             where = line + text.count("\n", counted, end)
-            what = "ends within the list" if not mark else "a comma is missing between two rows"
+            what = "the file ends within the list" if not mark else "a comma is missing between two rows"
             raise TaskError(f"{show_path(path)}, line {where}: not JSON ({what}). Correct it.")
         end += 1
         after = _skip(text, end)
         if text[after : after + 1] == "]":
             where = line + text.count("\n", counted, after)
             raise TaskError(
-                f"{show_path(path)}, line {where}: not JSON (a comma stands before the end of the list). Remove it."
+                f"{show_path(path)}, line {where}: not JSON (a comma precedes the end of the list). Remove it."
             )
 
 
@@ -223,7 +224,7 @@ def _skip(text: str, place: int) -> int:
 
 
 def _table_of(document: Any, path: Path) -> TableRows:
-    """Rows of an object: columns, pandas' `split` and `table` shapes, or rows under a key such as `data`."""
+    """Rows of a document: columns, pandas' `split` and `table` forms, or rows under a key such as `data`."""
     if isinstance(document, dict):
         if isinstance(document.get("columns"), list) and isinstance(document.get("data"), list):
             return TableRows(_of_split(document["columns"], document["data"], path))
@@ -231,15 +232,15 @@ def _table_of(document: Any, path: Path) -> TableRows:
             value = document.get(key)
             if isinstance(value, list) and any(isinstance(row, dict) for row in value):
                 return TableRows(
-                    [row if isinstance(row, dict) else _row_of(lambda row=row: row, shown(row)) for row in value]  # type: ignore[misc]
+                    [row if isinstance(row, dict) else _row_of(lambda row=row: row, abbreviate(row)) for row in value]  # type: ignore[misc]
                 )
         if len(document) > 1 and all(
             isinstance(rows, list) and rows and isinstance(rows[0], dict) for rows in document.values()
         ):
             names = ", ".join(plain(name[:40]) for name in list(document)[:8])
             raise TaskError(
-                f"{show_path(path)} holds several tables ({names}) in one document. Write each to a file of its own, "
-                "such as train.json and test.json, in a folder with a dataset.json of {}."
+                f"{show_path(path)} contains several tables ({names}). Write each to a separate file, such as "
+                "train.json and test.json, in a folder with a dataset.json that contains {}."
             )
         values = list(document.values())
         if values and all(isinstance(value, list) for value in values):
@@ -248,26 +249,26 @@ def _table_of(document: Any, path: Path) -> TableRows:
             return TableRows(_of_indexed(document))
         if values and not any(isinstance(value, list | dict) for value in values):
             return TableRows([document])
-    raise TaskError(f"{show_path(path)} is JSON but no table. {_SHAPES}")
+    raise TaskError(f"{show_path(path)} is JSON but not a table. {_SHAPES}")
 
 
 def _of_split(columns: Sequence[Any], data: Sequence[Any], path: Path) -> list[Row]:
     names = [str(name) for name in columns]
     if len(set(names)) < len(names) or not all(isinstance(row, list) and len(row) == len(names) for row in data):
-        raise TaskError(f"{show_path(path)} has `columns` and `data` that do not fit together. {_SHAPES}")
+        raise TaskError(f"{show_path(path)} has `columns` and `data` that do not match. {_SHAPES}")
     return [dict(zip(names, row, strict=True)) for row in data]
 
 
 def _of_columns(document: Mapping[str, Sequence[Any]], path: Path) -> list[Row]:
     lengths = {name: len(values) for name, values in document.items()}
     if len(set(lengths.values())) > 1:
-        shown = ", ".join(f"{plain(name[:40])} {length}" for name, length in list(lengths.items())[:8])
-        raise TaskError(f"{show_path(path)} has columns of different lengths ({shown}). {_SHAPES}")
+        lengths_text = ", ".join(f"{plain(name[:40])} {length}" for name, length in list(lengths.items())[:8])
+        raise TaskError(f"{show_path(path)} has columns of different lengths ({lengths_text}). {_SHAPES}")
     return [dict(zip(document, row, strict=True)) for row in zip(*document.values(), strict=True)]
 
 
 def _of_indexed(document: Mapping[str, Mapping[str, Any]]) -> list[Row]:
-    """Columns of values by index, which is what pandas writes by default; or rows by index (`orient="index"`)."""
+    """Rows of pandas' default form, columns of values by index, or of rows by index (`orient="index"`)."""
     keys = dict.fromkeys(key for values in document.values() for key in values)
     if all(key.isdecimal() for key in keys) and not all(name.isdecimal() for name in document):
         return [{name: values.get(key) for name, values in document.items()} for key in keys]

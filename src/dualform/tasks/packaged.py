@@ -1,7 +1,7 @@
-"""Four human-rated sentiment sets that travel inside a package of the package index: no hub, no account.
+"""Four human-rated sentiment data sets from a package on the package index; neither a hub nor an account is needed.
 
-Ratings are means over raters on a scale from -4 to 4. A rating above zero is positive; ratings within 0.5 of zero,
-0.5 itself included, are left out, as raters do not agree on a side there.
+Ratings are means over raters on a scale from -4 to 4. A rating above zero is positive. Ratings within 0.5 of zero
+(inclusive) are left out, because raters disagree about their sign.
 
 Source:
     Hutto and Gilbert, VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text, ICWSM
@@ -45,9 +45,9 @@ class PackagedSet:
 
     title: str
     member: str
-    """Its file in the inner archive."""
+    """File name in the inner archive."""
     by_document: bool
-    """Rows are sentences `<document>_<sentence>` of longer texts, which a split must not cut."""
+    """Whether rows are sentences with ids `<document>_<sentence>`; a document is never divided between splits."""
 
 
 PACKAGED_SETS: Mapping[str, PackagedSet] = {
@@ -61,16 +61,13 @@ PACKAGED_SETS: Mapping[str, PackagedSet] = {
 
 
 def read_packaged(name: str) -> RawTask:
-    """Rows of a packaged set, fetched and written to the cache the first time.
+    """Rows of a packaged set, downloaded to the cache on first use.
 
     Args:
         name: A key of `PACKAGED_SETS`.
 
-    Returns:
-        Its splits.
-
     Raises:
-        HubError: The package index did not serve the archive.
+        HubError: The package index did not provide the archive.
         StorageError: The cache cannot be written.
     """
     if not is_local(name):
@@ -81,7 +78,7 @@ def read_packaged(name: str) -> RawTask:
 
 
 def folder_of(name: str) -> Path:
-    """Where a packaged set lies once fetched.
+    """Folder of a packaged set in the cache.
 
     Raises:
         StorageError: The cache cannot be written.
@@ -90,7 +87,7 @@ def folder_of(name: str) -> Path:
 
 
 def is_local(name: str) -> bool:
-    """Whether a packaged set has been fetched already."""
+    """Whether a packaged set is already in the cache."""
     folder = folder_of(name)
     return all((folder / file).is_file() for file in ("dataset.json", *(f"{split}.jsonl" for split in SPLITS)))
 
@@ -98,7 +95,7 @@ def is_local(name: str) -> bool:
 def _fetch_all() -> None:
     with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".data-") as temporary:
         archive = fetch(DISTRIBUTION, Path(temporary))
-        # Members are read by name in memory; nothing is unpacked, so no path of the archive's can do harm.
+        # Members are read by name into memory, so that no path in the archive can write outside the folder.
         with tarfile.open(archive) as outer, tarfile.open(fileobj=_member(outer, INNER_ARCHIVE)) as inner:
             for name, packaged in PACKAGED_SETS.items():
                 with _member(inner, f"hutto_ICWSM_2014/{packaged.member}") as file:
@@ -118,7 +115,7 @@ def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
 def _rated_texts(content: str) -> list[tuple[str, float, str]]:
     """(id, mean rating, text) of each line."""
     rated = []
-    # Only at line feeds: the texts may hold other characters that str.splitlines cuts at.
+    # str.splitlines would also split at other characters that occur in the texts.
     for line in content.split("\n"):
         if line.strip():
             identifier, rating, text = line.rstrip("\r").split("\t", 2)
@@ -127,10 +124,10 @@ def _rated_texts(content: str) -> list[tuple[str, float, str]]:
 
 
 def _unescaped(text: str) -> str:
-    """`text` with `&amp;` and its like as characters; some were escaped twice."""
+    """`text` with HTML entities such as `&amp;` resolved, repeatedly since some were escaped twice."""
     previous = None
     while previous != text:
-        # With the semicolon only: a bare "&copy" may be someone's spelling.
+        # Only with the semicolon: a bare "&copy" may be part of the text.
         previous, text = text, re.sub(r"&#?\w+;", lambda entity: html.unescape(entity.group()), text)
     return text
 
@@ -148,7 +145,7 @@ def _split_rows(packaged: PackagedSet, rated: Sequence[tuple[str, float, str]]) 
 
 
 def _split_of(unit: str) -> str:
-    """The split of a text or document, by its hash: the same whatever else there is, and no seed."""
+    """Split of a text or document, determined by its hash alone."""
     position = int.from_bytes(hashlib.sha256(unit.encode()).digest()[:8]) / 2**64
     if position < SHARES["train"]:
         return "train"
@@ -189,33 +186,33 @@ def _write(name: str, packaged: PackagedSet, splits: Mapping[str, Sequence[Mappi
             "bytes": len(content),
             "sha256": hashlib.sha256(content).hexdigest(),
         }
-    # Last, so that its presence says the rows are complete.
+    # Written last, so that its presence means that the rows are complete.
     with atomic_write(folder / "dataset.json") as temporary:
         temporary.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 class PackagedTasks(TaskSource):
-    """Sets that come with packages of the package index, and need no account."""
+    """Data sets distributed in packages on the package index."""
 
     name = "packaged"
 
     def find(self, given: str) -> str | None:
-        """The name itself."""
+        """The name itself if it is a packaged set."""
         return given if given in PACKAGED_SETS else None
 
     def read(self, which: str, options: TaskOptions) -> RawTask:
-        """Rows of a set."""
+        """Rows of a packaged set."""
         return read_packaged(which)
 
     def is_local(self, which: str) -> bool:
-        """Whether it is in the cache."""
+        """Whether the set is in the cache."""
         return is_local(which)
 
     def tasks(self) -> list[TaskSummary]:
-        """All of them."""
-        away = f"package index: {DISTRIBUTION.name} {DISTRIBUTION.version}"
+        """All packaged sets."""
+        remote = f"package index: {DISTRIBUTION.name} {DISTRIBUTION.version}"
         return [
-            TaskSummary(name, str(folder_of(name)) if (here := is_local(name)) else away, LABEL_NAMES, here)
+            TaskSummary(name, str(folder_of(name)) if (local := is_local(name)) else remote, LABEL_NAMES, local)
             for name in PACKAGED_SETS
         ]
 

@@ -8,18 +8,18 @@ from dualform.tasks.task import Template
 
 @dataclass(frozen=True)
 class Wording:
-    """How a known task is put to a model."""
+    """Prompt template and label words of a known task."""
 
     template: Template
     label_names: tuple[str, ...] | None
-    """The labels as data sets name them, in index order; None for multiple choice."""
+    """Names of the labels in the data sets, in index order; None for multiple choice."""
     label_words: tuple[str, ...] | None
-    """The words that stand for them, in the same order; None for multiple choice."""
+    """The label words, in the same order; None for multiple choice."""
     paper_split: str | None = None
-    """Split that the paper's released code evaluates."""
+    """Split on which the paper's released code evaluates."""
     paper_files: Mapping[str, str] = field(default_factory=dict)
-    """Split -> name under `extra_files` of `dataset.json` of the rows that the paper's released code reads, where they
-    are not the split's own."""
+    """Files with the rows that the paper's released code reads, by split, as names under `extra_files` in
+    `dataset.json`. Empty if those are the splits' usual rows."""
 
 
 _SENTIMENT = ("negative", "positive")
@@ -36,7 +36,7 @@ WORDINGS: Mapping[str, Wording] = {
         _SENTIMENT,
         ("Negative", "Positive"),
         "validation",
-        # GLUE's, which trains on labelled phrases.
+        # The GLUE version, whose train split also contains labelled phrases.
         {"train": "train_phrases", "validation": "validation_glue"},
     ),
     "sst5": Wording(
@@ -73,5 +73,6 @@ WORDINGS: Mapping[str, Wording] = {
 
 Source:
     sst2, sst5, mr, subj, agnews, cb: the templates and evaluated splits of arXiv:2212.10559v3 and its released
-    code, which puts the end-of-sequence token (a None separator) between demonstrations. The others are ours.
+    code, which puts the end-of-sequence token (separator None) between demonstrations. The others were written for
+    dualform.
 """

@@ -1,4 +1,4 @@
-"""Rows as a reader found them, and how what is wrong with them is reported: all of it in one message."""
+"""Rows as read from a source, and the collection of all their problems in one message."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,16 +12,16 @@ from dualform.tasks.prompts import Wording
 Row = Mapping[str, Any]
 
 _MOST_KINDS = 6
-"""Kinds of problems that a message lists."""
+"""Maximum number of kinds of problems in a message."""
 _MOST_PLACES = 6
-"""Rows that it names for each kind."""
+"""Maximum number of rows named for each kind."""
 
 
 class UnreadRow(dict[str, Any]):
-    """An empty row in place of one that the reader could not read.
+    """An empty row in place of one that could not be read.
 
     Args:
-        why: What is wrong with it.
+        why: The problem.
     """
 
     def __init__(self, why: UnusableError) -> None:
@@ -35,75 +35,75 @@ class TableRows:
 
     rows: Sequence[Row]
     lines: Sequence[int] | None = None
-    """Line on which each row begins, as an editor counts them, from 1; None for a format without lines."""
+    """Line on which each row begins, counting from 1; None for a format without lines."""
     notes: tuple[str, ...] = ()
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Column -> names of its numbers, where the file says so."""
+    """Class names by column, for columns of class indices, where the file declares them."""
 
 
 @dataclass(frozen=True)
 class RawTask:
-    """Rows as a reader found them, before prompt and label words."""
+    """The rows of a task as read from its source, before a prompt and label words are added."""
 
     name: str
     source: str
-    """Where they come from, for people."""
+    """Where the rows come from, as text for reports."""
     rows: Mapping[str, Sequence[Row]] = field(repr=False)
-    """Rows of each split: `train`, `validation`, `test` or some of them."""
+    """Rows by split: `train`, `validation`, `test` or some of them."""
     files: Mapping[str, str]
-    """What messages call each split: its file's path."""
+    """Name of each split for messages: the path of its file."""
     columns: TaskOptions = NO_OPTIONS
-    """Columns that the source is known to use; `text`, `label` and `choices` where None."""
+    """Names of the source's columns; the defaults `text`, `label` and `choices` where None."""
     label_names: tuple[str, ...] | None = None
-    """Names of integer labels; None when the values of the label column are to be collected."""
+    """Names of integer labels; None to collect the values of the label column instead."""
     wording: Wording | None = None
-    """Prompt and label words of a task that dualform knows."""
+    """Prompt and label words of a known task."""
     notes: tuple[str, ...] = ()
     lines: Mapping[str, Sequence[int]] = field(default_factory=dict, repr=False)
-    """Split -> line on which each of its rows begins, counting from 1; for splits whose files have lines."""
+    """Line on which each row begins, counting from 1, by split; only for formats with lines."""
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Column -> names of its numbers, where a file's schema says so."""
+    """Class names by column, for columns of class indices, where the files declare them."""
 
 
 class RowProblems:
-    """Gathers what is wrong with the rows of a task."""
+    """Collects the problems of a task's rows."""
 
     def __init__(self, raw: RawTask) -> None:
         self._raw = raw
-        self._found: dict[tuple[str, str], list[tuple[int, UnusableError]]] = {}
+        self._problems: dict[tuple[str, str], list[tuple[int, UnusableError]]] = {}
         self._rows: set[tuple[str, int]] = set()
 
     def add(self, split: str, number: int, why: UnusableError) -> None:
-        """Note that row `number` of `split`, counting from 0, cannot be used."""
-        self._found.setdefault((split, why.kind), []).append((number, why))
+        """Record that row `number` of `split`, counting from 0, cannot be used."""
+        self._problems.setdefault((split, why.kind), []).append((number, why))
         self._rows.add((split, number))
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def count(self, split: str) -> int:
-        """How many rows of `split` cannot be used."""
+        """Number of unusable rows in `split`."""
         return sum(where == split for where, _ in self._rows)
 
     def message(self, remedy: str = "") -> str:
-        """All problems as one line, the first few of each kind with their places.
+        """All problems and what to do about them, on one line, with the first few rows of each kind.
 
         Args:
-            remedy: What else can be done; ends the message.
+            remedy: A last sentence.
         """
         total = sum(map(len, self._raw.rows.values()))
         begin = f"{len(self)} of {total} rows cannot be used: " if len(self) > 1 else ""
-        remedies = dict.fromkeys(found[0][1].remedy for found in self._found.values())
+        remedies = dict.fromkeys(problems[0][1].remedy for problems in self._problems.values())
         return " ".join([f"{begin}{self.listing()}.", *list(remedies)[:_MOST_KINDS], remedy]).rstrip()
 
     def listing(self) -> str:
-        """The problems with their places, without remedies."""
+        """The problems and their rows, without what to do about them."""
         parts = []
-        for (split, _), found in list(self._found.items())[:_MOST_KINDS]:
-            first, *others = found
+        for (split, _), problems in list(self._problems.items())[:_MOST_KINDS]:
+            first, *others = problems
             part = f"{show_path(self._raw.files[split])}, {self._place(split, [first[0]])}: {first[1].message}"
-            parts.append(part + (f" (likewise {self._place(split, [n for n, _ in others])})" if others else ""))
-        more = sum(len(found) for found in list(self._found.values())[_MOST_KINDS:])
+            parts.append(part + (f" (also {self._place(split, [n for n, _ in others])})" if others else ""))
+        more = sum(len(problems) for problems in list(self._problems.values())[_MOST_KINDS:])
         return "; ".join(parts) + (f"; and {more} more" if more else "")
 
     def _place(self, split: str, numbers: Sequence[int]) -> str:

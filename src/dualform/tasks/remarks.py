@@ -1,27 +1,27 @@
-"""What in a task's rows makes a number mean less than it seems, in plain sentences."""
+"""Notes on properties of a task's rows that limit what its results mean."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from dualform.errors import TaskError
-from dualform.tasks.labels import shown
+from dualform.tasks.labels import abbreviate
 from dualform.tasks.options import listed
 from dualform.tasks.splits import text_of
 from dualform.tasks.task import Example, Task
 
 _FEW = 2
-"""Rows in which a choice's number must be absent before that is remarked on, times the number of choices."""
+"""Minimum number of rows per choice for the note that choice 0 is never correct."""
 
 
-def remarks_on(task: Task) -> list[str]:
+def row_notes(task: Task) -> list[str]:
     """Notes on the rows of a finished task."""
     if task.is_multiple_choice:
-        return _about_choice_numbers(task)
-    return [*_about_contradictions(task), *_about_rare_labels(task)]
+        return _choice_number_notes(task)
+    return [*_contradiction_notes(task), *_rare_label_notes(task)]
 
 
-def _about_contradictions(task: Task) -> list[str]:
-    """Texts that stand with several labels: no learner can be right about all of them."""
+def _contradiction_notes(task: Task) -> list[str]:
+    """Note on texts that occur with several labels, which no learner can all predict correctly."""
     labels: dict[str, Counter[int]] = defaultdict(Counter)
     reported: dict[str, Counter[int]] = defaultdict(Counter)
     example_of: dict[str, Example] = {}
@@ -38,7 +38,7 @@ def _about_contradictions(task: Task) -> list[str]:
     rows = sum(labels[text].total() for text in several)
     names = task.label_names or task.label_words or ()
     first = several[0]
-    text = shown(" ".join(example_of[first].fields[name] for name in task.template.fields))
+    text = abbreviate(" ".join(example_of[first].fields[name] for name in task.template.fields))
     best = sum(max(counts.values()) for counts in reported.values())
     total = sum(counts.total() for counts in reported.values())
     bound = f" Accuracy on the {task.report_split} split cannot exceed {best / total:.1%}." if best < total else ""
@@ -49,42 +49,40 @@ def _about_contradictions(task: Task) -> list[str]:
     ]
 
 
-def _about_rare_labels(task: Task) -> list[str]:
+def _rare_label_notes(task: Task) -> list[str]:
     names = task.label_names or task.label_words or ()
     notes = []
-    for split, lacking in ((task.report_split, "it is never the right answer"), ("train", "nothing demonstrates it")):
-        there = {example.label for example in task.splits[split]}
-        missing = [names[label] for label in range(task.n_labels) if label not in there]
+    for split, consequence in (
+        (task.report_split, "so results say nothing about"),
+        ("train", "so no demonstration can show"),
+    ):
+        present = {example.label for example in task.splits[split]}
+        missing = [names[label] for label in range(task.n_labels) if label not in present]
         if missing:
-            what = "labels have" if len(missing) > 1 else "label has"
-            why = lacking.replace("it is", "they are").replace("answer", "answers") if len(missing) > 1 else lacking
-            why = why.replace("demonstrates it", "demonstrates them") if len(missing) > 1 else why
-            notes.append(f"{len(missing)} {what} no row in the {split} split, where {why}: {listed(missing)}.")
+            what, them = ("labels have", "them") if len(missing) > 1 else ("label has", "it")
+            notes.append(f"{len(missing)} {what} no row in the {split} split, {consequence} {them}: {listed(missing)}.")
     return notes
 
 
-def _about_choice_numbers(task: Task) -> list[str]:
+def _choice_number_notes(task: Task) -> list[str]:
     examples = [example for examples in task.splits.values() for example in examples]
     right = Counter(example.label for example in examples)
     if right[0] or len(examples) < _FEW * task.n_labels:
         return []
     return [
-        f"Choice 0 is never right in {len(examples)} rows; choices are numbered from 0. Where the file counts from 1, "
+        f"Choice 0 is never correct in {len(examples)} rows. Choices are numbered from 0; if the file counts from 1, "
         "subtract 1."
     ]
 
 
-def choice_remarks(examples: Mapping[str, Sequence[Example]]) -> tuple[dict[str, list[Example]], list[str]]:
-    """Leave out rows whose right choice stands there twice, and note what is alike.
-
-    Which of two equal texts has the higher score is a matter of rounding, so such a row has no answer that can be
-    scored.
+def drop_repeated_choices(examples: Mapping[str, Sequence[Example]]) -> tuple[dict[str, list[Example]], list[str]]:
+    """Leave out rows in which the correct choice occurs twice: rounding would decide which copy scores higher.
 
     Returns:
-        The rows that are left, and notes.
+        The remaining rows, and notes on the rows with equal choices.
 
     Raises:
-        TaskError: Nothing is left.
+        TaskError: No row remains.
     """
     kept: dict[str, list[Example]] = {}
     dropped, alike, total = 0, 0, 0
@@ -100,15 +98,15 @@ def choice_remarks(examples: Mapping[str, Sequence[Example]]) -> tuple[dict[str,
             kept[split].append(example)
     if total and dropped == total:
         raise TaskError(
-            f"the right choice stands twice in every one of {total} rows, so that rounding would decide which is "
-            "answered. Make the choices of a row different."
+            f"in all {total} rows the correct choice occurs twice, so rounding would decide between the copies. Make "
+            "the choices of a row different."
         )
     notes = []
     if dropped:
         notes.append(
-            f"Left out: {dropped} of {total} rows whose right choice stands there twice, so that rounding would decide "
-            "which is answered."
+            f"Left out: {dropped} of {total} rows in which the correct choice occurs twice, so rounding would decide "
+            "between the copies."
         )
     if alike:
-        notes.append(f"{alike} of {total} rows have two equal wrong choices, which are scored alike.")
+        notes.append(f"{alike} of {total} rows have two equal wrong choices, which receive the same score.")
     return kept, notes

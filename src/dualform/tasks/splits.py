@@ -1,7 +1,7 @@
-"""Which rows demonstrate, which choose a learning rate or a seed, which are reported: three disjoint splits.
+"""Arrange a task's rows in three disjoint splits: demonstrations, selection and report.
 
-A number reported on the rows that chose the learning rate is too good, and a query that also stands among the
-demonstrations is copied, not learned. Both are made impossible here, whatever splits the source has.
+Results on the rows that chose the learning rate would be too optimistic, and a query that also occurs among the
+demonstrations could be copied instead of learned. Disjoint splits rule out both, whatever splits the source has.
 """
 
 import hashlib
@@ -19,49 +19,52 @@ MOST_SELECTION_ROWS = 500
 
 @dataclass(frozen=True)
 class ArrangedSplits:
-    """Splits in which no text occurs twice across roles."""
+    """Splits that share no text."""
 
     splits: Mapping[str, tuple[Example, ...]]
     """`train`, the selection split, the report split."""
     selection_split: str
     report_split: str
     notes: tuple[str, ...]
-    """What was held out or left out, in plain sentences."""
+    """Sentences that say which rows were held out or left out."""
 
 
-def arrange_splits(found: Mapping[str, Sequence[Example]], fields: Sequence[str], task: str) -> ArrangedSplits:
-    """Give every role its own rows.
+def arrange_splits(source_splits: Mapping[str, Sequence[Example]], fields: Sequence[str], task: str) -> ArrangedSplits:
+    """Make disjoint train, selection and report splits.
 
-    Report split: `test`, else `validation`, else 30 % of train, held out as `report`. Selection split: `validation`
-    unless that is reported, else 20 % of train (1 to 500 rows), held out as `selection`. A row whose text occurs in
-    the report split is left out of selection and train, one in the selection split out of train. What is held out
-    is chosen by the SHA-256 of the text, in proportion to the labels: no seed, no dependence on the rows' order,
-    and each label keeps a text in train.
+    - Report split: `test`, else `validation`, else 30 % of train, held out as `report`.
+    - Selection split: `validation` unless that is the report split, else 20 % of train (1 to 500 rows), held out as
+      `selection`.
+    - A row whose text occurs in the report split is removed from the other two, and a row whose text occurs in the
+      selection split is removed from train.
+    - Rows are held out by the SHA-256 of their text, in proportion to the labels, so that neither a seed nor the order
+      of the rows matters. Each label keeps at least one text in train.
 
     Args:
-        found: Splits as the source has them, named `train`, `validation`, `test`; only `train` is required.
-        fields: Names of the fields that make up the text: those that the prompt shows.
+        source_splits: Splits of the source, named `train`, `validation` and `test`; only `train` is required.
+        fields: Names of the fields that make up the text: those in the prompt.
         task: Name for messages.
 
     Returns:
-        The splits, order and row numbers as in the source.
+        The splits, with order and row numbers as in the source.
 
     Raises:
-        TaskError: No train split, too few rows to hold any out, or a split of which nothing is left.
+        TaskError: There is no train split, there are too few rows to hold any out, or a split would be empty.
     """
-    if not found.get("train"):
+    if not source_splits.get("train"):
         raise TaskError(
-            f"task {task!r} has no train rows to take demonstrations from; its splits: {', '.join(found) or 'none'}."
+            f"task {task!r} has no train rows to draw demonstrations from. Its splits are: "
+            f"{', '.join(source_splits) or 'none'}."
         )
-    splits = {name: tuple(rows) for name, rows in found.items() if name in ("train", "validation", "test")}
+    splits = {name: tuple(rows) for name, rows in source_splits.items() if name in ("train", "validation", "test")}
     notes = []
 
     def hold_out(name: str, share: float, most: int | None, reason: str) -> str:
         train = splits["train"]
         splits["train"], splits[name] = _split_off(train, fields, share, most, f"task {task!r}: cannot make {reason}")
         notes.append(
-            f"The {name} split is {len(splits[name])} of the {len(train)} rows of train, held out by the hash of "
-            "their text because the source brings no split for it; row numbers are those of train."
+            f"The {name} split consists of {len(splits[name])} of the {len(train)} rows of train, held out by the "
+            "hash of their text because the source has no split for it; row numbers are those of train."
         )
         return name
 
@@ -71,8 +74,8 @@ def arrange_splits(found: Mapping[str, Sequence[Example]], fields: Sequence[str]
         dropped = len(splits[name]) - len(kept)
         if not kept:
             raise TaskError(
-                f"task {task!r}: every text of {name} also occurs in {' or '.join(others)}, so nothing of it is left. "
-                "Give the splits different rows."
+                f"task {task!r}: every text of {name} also occurs in {' or '.join(others)}, so no row of {name} is "
+                "left. Give the splits different rows."
             )
         if dropped:
             notes.append(
@@ -99,15 +102,15 @@ def arrange_splits(found: Mapping[str, Sequence[Example]], fields: Sequence[str]
 
 
 def text_of(example: Example, fields: Sequence[str]) -> str:
-    """What makes two examples the same text: the shown fields, white space and order aside."""
-    # Sorted values, not names or the rendered prompt: another wording must not move rows between splits.
+    """Text that identifies an example: the values of `fields`, ignoring white space and their order."""
+    # Sorted values rather than the rendered prompt: another wording must not move rows between splits.
     return json.dumps(sorted(" ".join(example.fields[name].split()) for name in fields))
 
 
 def _split_off(
     train: tuple[Example, ...], fields: Sequence[str], share: float, most: int | None, failure: str
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """(what stays in train, what is held out); equal texts stay on one side."""
+    """Divide train into (remaining, held out); rows with equal texts stay together."""
     texts_of_label: dict[int, list[str]] = {}
     seen = set()
     texts = [text_of(example, fields) for example in train]
@@ -123,14 +126,14 @@ def _split_off(
     if not held_out:
         raise TaskError(
             f"{failure}: train has {len(train)} rows with {len(seen)} different texts and {len(texts_of_label)} "
-            "labels, and each label must keep one. Give more rows, or a validation and a test split."
+            "labels, and each label must keep one text. Add rows, or give a validation and a test split."
         )
     stays = tuple(example for example, text in zip(train, texts, strict=True) if text not in held_out)
     return stays, tuple(example for example, text in zip(train, texts, strict=True) if text in held_out)
 
 
 def _quotas(counts: Mapping[int, int], wanted: int, most: int | None) -> dict[int, int]:
-    """How many texts of each label to hold out: `wanted` in proportion to `counts`, one of each label spared."""
+    """Number of texts of each label to hold out: `wanted` in proportion to `counts`, leaving one of each label."""
     wanted = wanted if most is None else min(wanted, most)
     total = sum(counts.values())
     exact = {label: wanted * count / total for label, count in counts.items()}

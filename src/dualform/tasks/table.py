@@ -1,4 +1,4 @@
-"""One file of rows: CSV, TSV, JSON, JSON lines, Parquet or Arrow."""
+"""Read one file of rows: CSV, TSV, JSON, JSON lines, Parquet or Arrow."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,7 +41,7 @@ _ADVICE = {
 
 
 def table_suffix(path: Path) -> str | None:
-    """The suffix that says which kind of table `path` names, such as `.csv` of `a.CSV.gz`; None where it is none."""
+    """Suffix that identifies the table format of `path`, such as `.csv` for `a.CSV.gz`; None if it is not a table."""
     name = path.name.lower()
     packed = next((suffix for suffix in _PACKED if name.endswith(suffix)), None)
     if packed is not None:
@@ -50,13 +50,10 @@ def table_suffix(path: Path) -> str | None:
 
 
 def read_rows(path: Path) -> TableRows:
-    """Rows of one table.
+    """All rows of one table; a row that could not be parsed is an `UnreadRow`.
 
     Args:
-        path: The file; its suffix says what it is, and `.gz` behind one of text that it is packed.
-
-    Returns:
-        Its rows, none of them left out: what could not be read is an `UnreadRow`.
+        path: The file. Its suffix determines the format; a text format may be compressed (`.csv.gz`).
 
     Raises:
         TaskError: The suffix is unknown, or the file is missing, unreadable, too large or empty.
@@ -65,36 +62,30 @@ def read_rows(path: Path) -> TableRows:
     if suffix is None:
         advice = _ADVICE.get(path.suffix.lower(), "")
         raise TaskError(
-            f"{show_path(path)} is no table that dualform reads: its suffix is {path.suffix[:20] or 'missing'!r}. "
+            f"{show_path(path)} is not a table that dualform reads: its suffix is {path.suffix[:20] or 'missing'!r}. "
             f"{advice + ' ' if advice else ''}Give one of {', '.join(SUFFIXES)}, a .yaml task or a folder with "
             "dataset.json."
         )
-    found = _READERS[suffix](path)
-    if not found.rows:
-        raise TaskError(f"{show_path(path)} holds no rows. Give it one row at least, or leave the file out.")
-    return found
+    table = _READERS[suffix](path)
+    if not table.rows:
+        raise TaskError(f"{show_path(path)} contains no rows. Add at least one row, or leave the file out.")
+    return table
 
 
 def read_table(path: Path) -> RawTask:
-    """Rows of one table, all of them train: a report and a selection split are held out later.
-
-    Args:
-        path: The file, see `read_rows`.
-
-    Returns:
-        The rows under the file's name without its suffix.
+    """A task named after the file, with all rows in train; `build_task` holds out the other splits.
 
     Raises:
         TaskError: The suffix is unknown, or the file is missing, unreadable, too large or empty.
     """
-    found = read_rows(path)
+    table = read_rows(path)
     name = path.name[: -len(".gz")] if path.name.lower().endswith(".gz") else path.name
     return RawTask(
         name=Path(name).stem,
         source=str(path),
-        rows={"train": found.rows},
+        rows={"train": table.rows},
         files={"train": str(path)},
-        notes=found.notes,
-        lines={} if found.lines is None else {"train": found.lines},
-        class_names=found.class_names,
+        notes=table.notes,
+        lines={} if table.lines is None else {"train": table.lines},
+        class_names=table.class_names,
     )

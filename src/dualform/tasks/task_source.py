@@ -1,7 +1,7 @@
-"""What a source of tasks is, and where sources are found.
+"""The interface of a task source, and the registry of installed sources.
 
-A source gives tasks by name. Ours are the packaged sets and the hub; another package adds one by an entry point of the
-group `dualform.tasks`, and `load_task`, sweeps and `dualform tasks` find it.
+A source loads tasks by name. dualform has two, the packaged sets and the Hugging Face hub. Another package adds one
+with an entry point in the group `dualform.tasks`; `load_task`, sweeps and `dualform tasks` then use it too.
 """
 
 from collections.abc import Iterable
@@ -18,40 +18,40 @@ class TaskSummary:
 
     name: str
     where: str
-    """Folder, package or hub address; for a folder that cannot be used, why."""
+    """Folder, package or hub address; for an unusable folder, followed by the reason."""
     label_words: tuple[str, ...] | None
-    """None for multiple choice (and for a folder that cannot be used)."""
+    """None for multiple choice and for an unusable folder."""
     local: bool
     """Whether it can be loaded without a network."""
 
 
 class TaskSource:
-    """A source of tasks. Its tasks are called `NAME` or `NAME:WHICH`, unless it overrides `find`."""
+    """A source of tasks. Users name its tasks `NAME` or `NAME:WHICH`, unless it overrides `find`."""
 
     name: str
-    """As in its entry point: letters, digits and underscores."""
+    """Name of the entry point: letters, digits and underscores."""
 
     def find(self, given: str) -> str | None:
-        """Which of its tasks a user named.
+        """Which task of this source a name refers to.
 
         Args:
-            given: The name, as the user gave it.
+            given: The name as the user wrote it.
 
         Returns:
-            What stands behind the colon, empty without one; None for a task of another source.
+            The text after the colon, empty if there is no colon; None if the name belongs to another source.
         """
         source, _, which = given.partition(":")
         return which if source == self.name else None
 
     def read(self, which: str, options: TaskOptions) -> RawTask:
-        """Rows of a task; prompt, label words and missing splits are made of them later.
+        """Rows of a task. The caller adds the prompt, the label words and any missing splits.
 
         Args:
-            which: What `find` returned.
-            options: What the user says about the task's columns; most sources need none of it.
+            which: The value that `find` returned.
+            options: The user's settings about columns; most sources ignore them.
 
         Raises:
-            TaskError: There is no such task; the message names it and those that there are.
+            TaskError: There is no such task. The message should name it and list the available ones.
         """
         raise NotImplementedError
 
@@ -60,9 +60,9 @@ class TaskSource:
         return True
 
     def tasks(self) -> Iterable[TaskSummary]:
-        """Its tasks, for `dualform tasks`; a source with very many names a few."""
+        """The tasks to list in `dualform tasks`; a source with very many lists a few."""
         return ()
 
 
 TASK_SOURCES = Registry("dualform.tasks", "task source", TaskSource)
-"""All sources of tasks that are installed."""
+"""All installed task sources."""

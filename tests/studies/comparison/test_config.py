@@ -164,7 +164,7 @@ def test_a_configuration_survives_yaml(preset: str, tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nothing\.yaml is not there"):
+    with pytest.raises(ConfigError, match=r"nothing\.yaml does not exist"):
         read_config(tmp_path / "nothing.yaml")
 
 

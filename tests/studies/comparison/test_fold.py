@@ -251,7 +251,7 @@ def test_files_that_a_fold_reads_are_checked_before_any_work(
 
     monkeypatch.setattr(study, "compute_seed", unwanted)
     settings = config(prose, fold={"calibration": str(tmp_path / "none.txt")})
-    with pytest.raises(TaskError, match=r"none\.txt is not there"):
+    with pytest.raises(TaskError, match=r"none\.txt does not exist"):
         compare(settings, lm=small_lm("llama"), task=small_task())
     # Without the learner nobody reads them.
     with pytest.raises(AssertionError, match="this is work"):

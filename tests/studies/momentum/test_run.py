@@ -524,7 +524,7 @@ def short(folder: Path) -> str:
         ({"validation": "short"}, ConfigError, f"has no window of {LENGTH} tokens"),
         ({"corpus": "short"}, ConfigError, "is shorter than one batch of 128"),
         ({"tasks": ("nowhere.csv",)}, TaskError, "nowhere.csv"),
-        ({"tasks": "letters", "k": 50}, TaskError, "50 demonstrations were asked for"),
+        ({"tasks": "letters", "k": 50}, TaskError, "50 demonstrations were requested"),
         ({"pretrained": ("no/such/model",)}, ModelError, "no/such/model"),
     ],
 )

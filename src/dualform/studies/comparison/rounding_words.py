@@ -143,7 +143,7 @@ def rounding_tables(result: Result) -> list[Table]:
     totals = Table(
         "Overall",
         (Column("number"), Column("value", "number")),
-        tuple(Row((Cell(name), Cell(None, "number", shown=value))) for name, value in rows),
+        tuple(Row((Cell(name), Cell(None, "number", override=value))) for name, value in rows),
     )
     measures = tuple(
         Row(

@@ -184,7 +184,7 @@ def rec2ftp_table(result: Result) -> Table:
     meaning = "zero-shot wrong, finetuning and ICL right / zero-shot wrong, finetuning right"
     value = Cell(None if few else recovered.mean, "share", None if few else recovered.ci95, recovered.n)
     counts = _counts(details, "numerator", "denominator") or f"n = {count(recovered.n)}"
-    rows = [Row((Cell("Rec2FTP", notes=(meaning,)), value, Cell(None, "count", shown=counts)))]
+    rows = [Row((Cell("Rec2FTP", notes=(meaning,)), value, Cell(None, "count", override=counts)))]
     for key, name, meaning in (
         ("chance", "chance level", "zero-shot wrong, ICL right / zero-shot wrong, whatever finetuning did"),
         ("lift", "lift", "Rec2FTP minus its chance level; 0 if ICL's corrections do not depend on finetuning's"),
@@ -204,7 +204,7 @@ def rec2ftp_table(result: Result) -> Table:
         if key == "lift":
             value = _lift_cell(None if few else details[key], None if few else details.get("lift_ci95"))
         counts = _counts(details, f"{key}_numerator", f"{key}_denominator")
-        rows.append(Row((Cell(name, notes=(meaning,)), value, Cell(None, "count", shown=counts))))
+        rows.append(Row((Cell(name, notes=(meaning,)), value, Cell(None, "count", override=counts))))
     return Table("Rec2FTP", columns, tuple(rows))
 
 
@@ -214,7 +214,7 @@ def _lift_cell(value: Any, interval: Any) -> Cell:
     ends = Cell(0.0, "difference", _ends(interval)).interval
     notes = (f"{ends} points",) if ends else ()
     return Cell(
-        finite(value), "difference", shown=cell.text if finite(value) is None else f"{cell.text} points", notes=notes
+        finite(value), "difference", override=cell.text if finite(value) is None else f"{cell.text} points", notes=notes
     )
 
 

@@ -49,7 +49,7 @@ def accuracy_table(result: Result) -> Table:
                 estimate_cell(accuracy, "share") if accuracy else Cell(None, "share"),
                 estimate_cell(accuracy.over_majority, "difference") if accuracy else BLANK,
                 estimate_cell(accuracy.macro_f1, "score") if accuracy else BLANK,
-                Cell(None, "share", shown=seed_range),
+                Cell(None, "share", override=seed_range),
                 Cell(accuracy.n if accuracy else None, "count"),
                 Cell(top, "share", flag="collapsed" if key in collapsed_learners else ""),
                 Cell(against.agreement.mean, "share") if against else BLANK,
@@ -227,7 +227,7 @@ def against_table(result: Result) -> Table:
 def _break_even(result: Result, key: str, *, kept: bool) -> Cell:
     against = result.against_icl[key]
     queries = finite(against.break_even_kept if kept else against.break_even)
-    return Cell(None if queries is None else math.ceil(queries), "count", shown=break_even(result, key, kept=kept))
+    return Cell(None if queries is None else math.ceil(queries), "count", override=break_even(result, key, kept=kept))
 
 
 def trials_table(result: Result) -> Table:
@@ -252,8 +252,8 @@ def trials_table(result: Result) -> Table:
                 (
                     Cell(trained_name(key)),
                     Cell(len(rates), "count"),
-                    Cell(None, "number", shown=f"{min(rates):.3g} to {max(rates):.3g}"),
-                    Cell(None, "number", shown=", ".join(f"{rate:.3g}" for rate in chosen) or None),
+                    Cell(None, "number", override=f"{min(rates):.3g} to {max(rates):.3g}"),
+                    Cell(None, "number", override=", ".join(f"{rate:.3g}" for rate in chosen) or None),
                     Cell(sum(trial.status == "diverged" for trial in trials), "count"),
                     Cell(sum(trial.status == "skipped" for trial in trials), "count"),
                     Cell("yes" if on_the_edge else ""),

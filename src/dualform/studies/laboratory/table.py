@@ -71,6 +71,6 @@ def lab_table(table: LabTable) -> Table:
 def number_cell(estimate: Estimate | None) -> Cell:
     """A cell in the format of `number`; a dash where the number is missing."""
     if estimate is None:
-        return Cell(None, "number", shown=MISSING)
+        return Cell(None, "number", override=MISSING)
     interval = number_interval(estimate.ci95) if known(estimate.ci95) else None
     return Cell(estimate.mean, "number", estimate.ci95, estimate.n, number(estimate.mean), shown_interval=interval)

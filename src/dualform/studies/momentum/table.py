@@ -226,9 +226,9 @@ def pretrained_table(result: MomentumResult) -> Table:
         Row(
             (
                 Cell(each.model),
-                Cell(each.eta, "number", shown=eta_text(each.eta)),
-                Cell(each.base, "number", shown=perplexity_text(each.base)),
-                Cell(each.perplexity, "number", shown=perplexity_text(each.perplexity)),
+                Cell(each.eta, "number", override=eta_text(each.eta)),
+                Cell(each.base, "number", override=perplexity_text(each.base)),
+                Cell(each.perplexity, "number", override=perplexity_text(each.perplexity)),
                 _perplexity(each.base_tuned),
                 _perplexity(each.tuned),
                 nats_cell(each.difference),
@@ -309,10 +309,10 @@ def cost_table(result: MomentumResult) -> Table:
             Row(
                 (
                     _arm(report, arm),
-                    Cell(arm.eta, "number", shown=eta_text(arm.eta)),
+                    Cell(arm.eta, "number", override=eta_text(arm.eta)),
                     Cell(arm.parameters, "count"),
                     BLANK if more is None else Cell(more, "count"),
-                    Cell(arm.step_ratio, "number", shown=ratio_text(arm.step_ratio)) if compared else BLANK,
+                    Cell(arm.step_ratio, "number", override=ratio_text(arm.step_ratio)) if compared else BLANK,
                 )
             )
         )
@@ -357,7 +357,7 @@ def _perplexity(estimate: Estimate | None) -> Cell:
 
 
 def _p(p: float | None) -> Cell:
-    return Cell(p, "p", shown=MISSING if finite(p) is None else p_value(p))
+    return Cell(p, "p", override=MISSING if finite(p) is None else p_value(p))
 
 
 def eta_text(eta: float | None) -> str:

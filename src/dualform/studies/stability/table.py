@@ -62,7 +62,7 @@ def _behaviour(behaviour: Behaviour) -> tuple[Cell, ...]:
         Cell(accuracy.mean, "share"),
         Cell(accuracy.sd, "points", accuracy.sd_ci95),
         # The column heading holds the percent sign.
-        Cell(None, "share", shown=points_interval(ends) if several else MISSING),
+        Cell(None, "share", override=points_interval(ends) if several else MISSING),
         Cell(behaviour.order_range.mean, "points"),
         Cell(behaviour.majority_share.mean, "share"),
         Cell(behaviour.entropy.mean, "nats"),
@@ -100,7 +100,7 @@ def variance_table(result: StabilityResult) -> Table:
                             Cell(name),
                             learner_cell(key, after),
                             Cell(total**0.5 if total is not None and total >= 0 else None, "points"),
-                            *(Cell(each, "share", shown=percent(each, 0)) for each in parts),
+                            *(Cell(each, "share", override=percent(each, 0)) for each in parts),
                         )
                     )
                 )
