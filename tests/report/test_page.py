@@ -12,11 +12,16 @@ EMPTY = Table("Nothing", TABLE.columns, ())
 
 def test_a_section_shows_what_it_holds_and_leaves_out_what_is_empty():
     inner = [Section("empty", "Empty", note="only a note"), Section("inner", "Inner", ["said"])]
-    shown = Section("outer", "Outer", charts=[Figure("none", None, "")], tables=[EMPTY, TABLE], sections=inner).shown()
+    shown = Section(
+        "outer", "Outer", charts=[Figure("none", None, "")], tables=[EMPTY, TABLE], sections=inner
+    ).without_empty_parts()
     assert shown is not None
     assert (list(shown.charts), list(shown.tables)) == ([], [TABLE])
     assert [each.id for each in shown.sections] == ["inner"]
-    assert Section("empty", "Empty", tables=[EMPTY], note="how to read it", sections=[inner[0]]).shown() is None
+    assert (
+        Section("empty", "Empty", tables=[EMPTY], note="how to read it", sections=[inner[0]]).without_empty_parts()
+        is None
+    )
 
 
 def test_sections_are_closed_until_opened_and_the_contents_link_to_them():

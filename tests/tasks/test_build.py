@@ -138,7 +138,7 @@ def test_label_words_have_no_place_in_multiple_choice():
         (TaskOptions(label="tone"), "train.csv has no column 'tone'. Its columns are: text, label. .*--label"),
         (TaskOptions(text="body"), "train.csv has no column 'body'. Its columns are: text, label. .*--text"),
         (TaskOptions(prompt="{title}:"), r"\{title\}, which the file does not have. Its fields are: text"),
-        (TaskOptions(prompt="{text} {label}:"), r"shows \{label\}, which contains the answer"),
+        (TaskOptions(prompt="{text} {label}:"), r"uses \{label\}, which contains the answer"),
     ],
 )
 def test_a_column_that_is_not_there_is_named_with_those_that_are(options, message):
@@ -148,7 +148,7 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(options, messag
 
 def test_without_a_text_column_or_prompt_the_user_is_asked_for_one():
     rows = [{"body": "b", "title": "t", "label": row % 2} for row in range(4)]
-    with pytest.raises(TaskError, match=r"no column 'text'; .* body, title. Name one with --text"):
+    with pytest.raises(TaskError, match=r"no column 'text'. .* body, title. Name one with --text"):
         build_task(raw_task(rows), NO_OPTIONS)
 
 

@@ -47,7 +47,7 @@ def test_a_missing_table_is_looked_for_beside_the_file(tmp_path):
         ("data: sst2\nzzz: 1", "unknown key 'zzz'. The keys are name, data"),
         ("name: mine", "names no data"),
         ("data: other.yml", "'other.yml', another task file"),
-        ("data: sst2\nseparator: 3", "separator must be text, not 3"),
+        ("data: sst2\nseparator: 3", "separator must be a text, not 3"),
         ("data: sst2\nchoices: 3", "choices must name a column"),
         ("data: !!python/object/apply:os.getcwd []", "cannot be read as a task file"),
         ("data: sst2\ndata: mr", "the key 'data' stands twice, on lines 1 and 2"),

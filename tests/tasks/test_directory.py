@@ -62,7 +62,7 @@ def test_another_number_of_rows_than_declared_is_noted(write_directory, rows):
         ('{"splits": {}}', "names no split"),
         ('{"splits": {"train": {"file": "../train.jsonl"}}}', "must name a file in the folder, not '../train.jsonl'"),
         ('{"splits": {"train": {"rows": 3}}}', "must name a file in the folder, not None"),
-        ('{"splits": {"train": {"file": "train.txt"}}}', "no labelled rows: split 'train' is train.txt"),
+        ('{"splits": {"train": {"file": "train.txt"}}}', "no labelled rows: the file of split 'train' is train.txt"),
         ('{"splits": {"train": {"file": "gone.jsonl"}}}', "gone.jsonl is missing, though dataset.json names it"),
     ],
 )

@@ -110,7 +110,7 @@ def test_what_has_no_labels_is_refused(hub):
 
 def test_no_network_is_explained_with_the_remedy(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(HubError, match=r"'stanfordnlp/sst2' \(the hub does not answer, .*--data-dir"):
+    with pytest.raises(HubError, match=r"'stanfordnlp/sst2' from the hub \(the hub does not answer, .*--data-dir"):
         read_hub("sst2")
 
 
@@ -139,9 +139,9 @@ def test_a_refusal_is_passed_on(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", refuse)
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(HubError, match=r"'a/b' \(no such name\)"):
+    with pytest.raises(HubError, match=r"'a/b' from the hub \(no such name\)"):
         read_hub("a/b")
 
 
 def test_addresses_are_shown_with_their_configuration():
-    assert HUB_PLACES["cb"].shown == "aps/super_glue:cb"
+    assert HUB_PLACES["cb"].address == "aps/super_glue:cb"

@@ -25,7 +25,7 @@ def test_label_words_come_by_order_or_by_value(given):
         (["down"], r"1 label words \(down\) for 2 labels; the labels of task 'toy' are no, yes"),
         ([], r"0 label words \(\) for 2 labels"),
         ("a,b,c", r"3 label words \(a, b, c\)"),
-        ({"no": "down", "ja": "up"}, "'up' is for 'ja', but the labels of task 'toy' are no, yes"),
+        ({"no": "down", "ja": "up"}, "'up' is given for 'ja', but the labels of task 'toy' are no, yes"),
         (["yes=up"], "label 'no' has no label word"),
     ],
 )

@@ -144,8 +144,8 @@ def test_no_demonstration_is_ever_a_query(write_directory, rows):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("sst22", "no task 'sst22' .*Did you mean 'sst2'.*There are: .*agnews"),
-        ("zzzz", r"packaged sets or the known hub names\. There are: .*reviews"),
+        ("sst22", "no task 'sst22' .*Did you mean 'sst2'.*Available: .*agnews"),
+        ("zzzz", r"packaged sets or the known hub names\. Available: .*reviews"),
         ("./gone", "./gone does not exist"),
         ("gone/", "gone/ does not exist"),
         ("a/b/c", "a/b/c does not exist"),

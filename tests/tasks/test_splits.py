@@ -65,7 +65,7 @@ def test_without_test_the_validation_split_is_reported_and_selection_held_out():
         "selection": 10,
         "validation": 2,
     }
-    assert "selection split is 10 of the 50 rows of train" in arranged.notes[0]
+    assert "selection split consists of 10 of the 50 rows of train" in arranged.notes[0]
 
 
 def test_without_either_both_are_held_out_in_proportion_to_the_labels():

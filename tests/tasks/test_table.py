@@ -46,7 +46,7 @@ def test_another_suffix_is_refused(tmp_path, name):
             b"text,label\n\xff\xfe,b\n",
             "is not UTF-8: byte 0xff in line 2 .*iconv -f WINDOWS-1252 -t UTF-8",
         ),
-        ("t.csv", b"text,text\na,b\n", "has the column 'text' 2 times"),
+        ("t.csv", b"text,text\na,b\n", "has 2 columns named 'text'"),
         ("t.parquet", b"nothing of the sort", "cannot be read as Parquet: Parquet magic bytes not found"),
     ],
 )

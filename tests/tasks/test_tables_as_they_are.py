@@ -371,7 +371,7 @@ def test_json_files_that_hold_the_other_kind(tmp_path: Path) -> None:
         ("t.json", '[{"a": 1},\n{"a": 2},\n]', r"line 3: not JSON \(a comma precedes the end of the list\)"),
         ("t.json", '[{"a": 1}\n{"a": 2}]', r"line 2: not JSON \(a comma is missing"),
         ("t.json", '[{"a": 1},\n{"a": ', r"line 2: not JSON"),
-        ("t.json", '[{"a": 1}', r"line 1: not JSON \(ends within the list\)"),
+        ("t.json", '[{"a": 1}', r"line 1: not JSON \(the file ends within the list\)"),
         ("t.json", '{"a": [1, 2], "b": [1]}', r"columns of different lengths \(a 2, b 1\)"),
         ("t.json", '"text"', "is JSON but not a table"),
         ("t.json", "{}", "is JSON but not a table"),
@@ -485,9 +485,7 @@ def test_a_label_without_a_row_to_report_or_to_show_is_noted(tmp_path: Path) -> 
     rows = [(text, "ab"[i % 2]) for i, text in enumerate(TEXTS)] + [("alone", "c")]
     content = "text,label\n" + "".join(f"{text},{label}\n" for text, label in rows)
     notes = load_task(write(tmp_path / "t.csv", content)).notes
-    assert any(
-        "1 label has no row in the report split, where it is never the right answer: c" in note for note in notes
-    )
+    assert any("1 label has no row in the report split, so results say nothing about it: c" in note for note in notes)
 
 
 # --- Labels that only look different, or only look alike ---
@@ -505,7 +503,7 @@ def test_invisible_characters_around_a_label_make_no_class(tmp_path: Path, mark:
 def test_labels_that_differ_only_in_how_they_are_written_are_noted(tmp_path: Path, one: str, other: str) -> None:
     task = load_task(write(tmp_path / "t.csv", csv_of([one, other, "2"])))
     assert task.n_labels == 3
-    assert any("differ only in how they are written" in note and "(8 rows)" in note for note in task.notes)
+    assert any("differ only in spelling" in note and "(8 rows)" in note for note in task.notes)
 
 
 @pytest.mark.parametrize("labels", [["0 1", "1"], ["C++", "C#"], ["+", "-"], ["a b", "c"], ["10", "1"]])
@@ -516,7 +514,7 @@ def test_labels_that_differ_are_not_noted(tmp_path: Path, labels: list[str]) -> 
 @pytest.mark.parametrize("labels", [["True", "1", "False", "0"], [True, 1, False, 0]])
 def test_truth_values_next_to_numbers_are_noted(tmp_path: Path, labels: list[Any]) -> None:
     task = load_task(write(tmp_path / "t.jsonl", lines_of(labels)))
-    assert any("truth values (False, True) next to 0, 1" in note for note in task.notes)
+    assert any("truth values (False, True) as well as 0, 1" in note for note in task.notes)
 
 
 @pytest.mark.parametrize(
@@ -575,7 +573,7 @@ def test_label_names_in_another_order_than_the_schema_are_refused(tmp_path: Path
     with_class_names(tmp_path / "train.parquet", ["neg", "pos"])
     write(tmp_path / "dataset.json", '{"label_names": ["Pos", "Neg"]}')
     with pytest.raises(
-        TaskError, match=r"label_names are Pos, Neg, but train.parquet names .* in another order: neg, pos"
+        TaskError, match=r"label_names are Pos, Neg, but train.parquet has .* in another order: neg, pos"
     ):
         load_task(tmp_path)
     write(tmp_path / "dataset.json", '{"label_names": ["bad", "good"]}')
@@ -594,14 +592,14 @@ def test_a_test_split_whose_labels_are_hidden_is_left_out(tmp_path: Path, mark: 
 
 
 def test_a_text_that_is_the_label_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match="column 'label', which contains the answer"):
+    with pytest.raises(TaskError, match="text column 'label' contains the answer"):
         load_task(write(tmp_path / "t.csv", csv_of(["a", "b"])), text="label")
 
 
 def test_a_folder_without_a_train_split_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "test.csv", csv_of(["a", "b"]))
     write(tmp_path / "dataset.json", "{}")
-    with pytest.raises(TaskError, match=r"has no train rows .* splits: test"):
+    with pytest.raises(TaskError, match=r"has no train rows .* splits are: test"):
         load_task(tmp_path)
 
 

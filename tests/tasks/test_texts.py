@@ -50,7 +50,7 @@ def test_mistakes_name_the_file_and_the_remedy(tmp_path):
     with pytest.raises(TaskError, match=r"some\.txt is not UTF-8: byte 0xff in line 2"):
         read_lines(path)
     path.write_text("one\n", encoding="utf-8")
-    with pytest.raises(TaskError, match=r"shows 2 fields \(a, b\)\. Give a table"):
+    with pytest.raises(TaskError, match=r"uses 2 fields \(a, b\)\. Give a table"):
         unlabelled_texts(path, task("{a} {b} Answer:"))
     table = tmp_path / "some.csv"
     table.write_text("body,topic\nx,y\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Foreign words as categories of a chart: label words, names of tasks and models, points of an axis."""
+"""Make texts such as label words and names of tasks usable as categories of a chart."""
 
 from collections.abc import Iterable
 
@@ -18,25 +18,25 @@ _PROTOTYPE_NAMES = frozenset(
         "valueOf",
     }
 )
-"""What every JavaScript object has of its own: the own properties of `Object.prototype` (ECMA-262, section 20.1.3 and
-annex B.2.2). Vega-Lite looks categories up in plain objects, finds these there, and draws no chart."""
+"""Properties of `Object.prototype` (ECMA-262, section 20.1.3 and annex B.2.2), which every JavaScript object has.
+Vega-Lite uses plain objects as dictionaries of categories, so it fails to draw a chart with one of these names."""
 
 _INVISIBLE = "\N{ZERO WIDTH SPACE}"
 
 
 def category(text: str) -> str:
-    """`text` as a chart can hold it as a category; it looks the same."""
+    """`text` in a form that a chart accepts as a category and displays in the same way."""
     return text + _INVISIBLE if text in _PROTOTYPE_NAMES else text
 
 
 def categories(texts: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
-    """Each text as a category of its own, in order, also where two of them, or one and one of `taken`, look alike."""
+    """A distinct category for each text, in order, that is not in `taken`; equal texts differ in invisible marks."""
     used = set(taken)
-    found = []
+    names = []
     for text in texts:
         name = category(text)
         while name in used:
             name += _INVISIBLE
         used.add(name)
-        found.append(name)
-    return found
+        names.append(name)
+    return names

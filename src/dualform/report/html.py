@@ -1,8 +1,8 @@
-"""What a page is written with: templates that escape, data for scripts, the charts' libraries, the page's own policy.
+"""Building blocks of pages: escaping templates, data for scripts, the chart libraries, the content security policy.
 
-Whatever comes from data sets, models or the user is escaped: in the text by jinja2 and markupsafe, in the charts' JSON
-by writing `<` as an escape of JSON. Beyond that the page's policy lets no script run but those whose digests it names,
-and lets nothing be loaded.
+Text from data sets, models and the user is escaped: in the page's text by jinja2 and markupsafe, in the JSON of charts
+by writing `<` as a JSON escape. In addition, the content security policy allows only the scripts whose digests it lists
+and forbids loading anything.
 """
 
 import base64
@@ -22,22 +22,22 @@ from dualform.plain_text import plain
 from dualform.report.charts.theme import OF_PAGE, config
 
 STILL_WIDTH = 620
-"""Pixels of a picture of the first screen, until it is drawn as wide as there is room."""
+"""Width in pixels of a picture on the first screen, before a script draws it at the available width."""
 
 
 def json_for_script(value: Any) -> Markup:
-    """JSON that cannot end the script tag around it, nor open a comment in it.
+    """JSON that can be placed in a script tag: it can neither end the tag nor begin a comment.
 
     Raises:
-        ValueError: A number in it is not finite, for which JSON has no word.
+        ValueError: A number is not finite, which JSON cannot represent.
     """
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
 def chart_for_script(chart: alt.TopLevelMixin) -> Markup:
-    """A chart as JSON for a script tag, its colours left to the page."""
-    # Checking a chart against the schema takes as long as all the rest, and the tests do it.
+    """A chart as JSON for a script tag, without its theme, which the page adds."""
+    # Validation takes as long as everything else, and the tests do it.
     spec = _compact(chart.to_dict(validate=False))
     spec.pop("config", None)
     datasets: dict[str, Any] = {}
@@ -46,11 +46,11 @@ def chart_for_script(chart: alt.TopLevelMixin) -> Markup:
 
 
 def still_picture(chart: alt.TopLevelMixin, width: int = STILL_WIDTH) -> Markup:
-    """A chart as SVG, in colours of the page's style sheet: what a reader sees before any script has run.
+    """A chart as SVG in the colours of the page's style sheet, which is visible before any script has run.
 
     Args:
-        chart: The chart; one without panels is drawn as wide as said.
-        width: Pixels, labels of the axes included.
+        chart: The chart.
+        width: Width in pixels, including the labels of axes; ignored for a chart with several panels.
     """
     spec = _compact(chart.to_dict(validate=False)) | {"config": config(OF_PAGE)}
     if "width" in spec:
@@ -64,24 +64,24 @@ def _drawn(spec: str) -> str:
 
 
 def asset(name: str) -> str:
-    """The text of a file that comes with a package: `PACKAGE:FILE`, or only `FILE` for those of this package."""
+    """The text of a file in a package, named `PACKAGE:FILE`, or `FILE` for a file of this package."""
     package, _, file = name.rpartition(":")
     return resources.files(package or __package__).joinpath(file).read_text(encoding="utf-8")
 
 
 @lru_cache(maxsize=1)
 def chart_engine() -> str:
-    """The charts' libraries (Vega, Vega-Lite, Vega-Embed) as one script."""
+    """The chart libraries (Vega, Vega-Lite, Vega-Embed) as one script."""
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     engine: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
-    # Inside a script's text "</script" would end it and "<!--" begin a comment; neither means anything else there.
+    # In the text of a script, "</script" would end it and "<!--" would begin a comment.
     return engine.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
 def content_policy(scripts: Iterable[str]) -> str:
-    """The page's content security policy: nothing is loaded, no script runs but these.
+    """A content security policy that forbids loading anything and running any other script.
 
-    `unsafe-eval` is for Vega, which compiles its expressions; the expressions are ours, the data are not code.
+    `unsafe-eval` is needed by Vega, which compiles expressions. All expressions come from dualform, never from data.
     """
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join([*(f"'sha256-{digest}'" for digest in digests), "'unsafe-eval'"]) if digests else "'none'"
@@ -91,7 +91,7 @@ def content_policy(scripts: Iterable[str]) -> str:
 
 @lru_cache(maxsize=1)
 def templates() -> jinja2.Environment:
-    """The templates' environment; a template is named as `asset` names files."""
+    """The environment of the templates, which are named as for `asset`."""
     return jinja2.Environment(
         loader=jinja2.FunctionLoader(asset),
         autoescape=True,
@@ -103,12 +103,12 @@ def templates() -> jinja2.Environment:
 
 
 def fill(template: str, **values: Any) -> Markup:
-    """A template's markup, every value escaped."""
+    """Render a template, escaping every value."""
     return Markup(templates().get_template(template).render(**values))
 
 
 def preformatted(text: str, id: str = "") -> Markup:
-    """Text as it stands, in a box; empty without any."""
+    """Text in a preformatted box; no markup for an empty text."""
     if not text:
         return Markup("")
     anchor = Markup(' id="{}"').format(id) if id else Markup("")
@@ -116,14 +116,14 @@ def preformatted(text: str, id: str = "") -> Markup:
 
 
 def _visible(value: Any) -> Any:
-    """What a template inserts, with characters that steer instead of being seen written out; our own markup stays."""
+    """A value to insert in a template: control characters in a text are escaped, markup is unchanged."""
     return plain(value, lines=True) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _compact(value: Any) -> Any:
-    """Numbers at six digits: a third of the page's size, and more than a screen can show.
+    """Round numbers to six digits, which saves a third of the page, and escape control characters.
 
-    Text as elsewhere on the page: with a control character in it, a chart saved as SVG would be no XML.
+    A chart with control characters would be invalid XML when saved as SVG.
     """
     if isinstance(value, str):
         return plain(value, lines=True)
@@ -135,7 +135,7 @@ def _compact(value: Any) -> Any:
 
 
 def _shared(value: Any, datasets: dict[str, Any], names: dict[str, str]) -> Any:
-    """A specification whose layers refer to their rows by name: several layers show the same ones."""
+    """Replace the rows in a specification by named data sets, so that layers with equal rows share them."""
     if isinstance(value, list):
         return [_shared(each, datasets, names) for each in value]
     if not isinstance(value, dict):

@@ -1,7 +1,7 @@
-"""Measures of similarity and their controls, as tables, charts and sentences name them.
+"""Titles, explanations and display order of measures and controls.
 
-Measures and controls are described where they are defined, and found through the registries. A name that is not known
-is shown as it is.
+Each measure and control is described where it is defined; this module looks the descriptions up in the registries. An
+unknown name is displayed unchanged.
 """
 
 import contextlib
@@ -20,121 +20,122 @@ if TYPE_CHECKING:
     from dualform.result import Estimate
 
 ControlKind = Literal["floor", "comparison", "ceiling"]
-"""`floor`: nothing is learned from these demonstrations, so a real similarity must lie above it. `ceiling`: the same
-thing twice, so no similarity can be expected above it. `comparison`: something else is learned, or in another way."""
+"""`floor`: nothing is learned from these demonstrations, so a real similarity must exceed it. `ceiling`: a learner is
+compared with itself, so no higher similarity can be expected. `comparison`: something else is learned, or in another
+way."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureTitle:
-    """How one measure is named and explained."""
+    """Title and explanation of a measure."""
 
     name: str
-    """As in `Result.similarity`: letters, digits and underscores."""
+    """Key in `Result.similarity`: letters, digits and underscores."""
     title: str
-    """In a table or a chart."""
+    """Title in tables and charts."""
     meaning: str = ""
-    """What the number says, for a reader who has not read the paper."""
+    """What the number means, for a reader who has not read the paper."""
     caution: str = ""
-    """What the number does not say, in one line."""
+    """What the number does not mean, in one line."""
     counts_answers: bool = False
-    """A share of queries, with an interval for shares; of few of them a count is shown in its place."""
+    """Whether the measure is a share of queries, which is reported as a count if there are few of them."""
     details: Mapping[str, str] = field(default_factory=dict, hash=False)
-    """Companion in `Similarity.details` -> its title."""
+    """Titles of companion numbers, by their key in `Similarity.details`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ControlTitle:
-    """How one control is named and explained."""
+    """Title and explanation of a control."""
 
     name: str
-    """As in `--controls` and in `Result.controls`: letters, digits and underscores."""
+    """Name in `--controls` and key in `Result.controls`: letters, digits and underscores."""
     title: str
-    """In a table or a chart."""
+    """Title in tables and charts."""
     meaning: str = ""
-    """One sentence for a reader who does not know it."""
+    """Explanation in one sentence."""
     kind: ControlKind | None = "comparison"
-    """None where it is reported in a place of its own."""
+    """None for a control that is reported separately."""
 
 
 CHANCE = ControlTitle(
     name="chance",
     title="chance level",
-    meaning="What the shares of right answers alone would give.",
+    meaning="The value expected from the shares of correct answers alone.",
     kind="floor",
 )
-"""A floor of Rec2FTP that needs no stand-in."""
+"""A floor of Rec2FTP that is computed without another run."""
 
 KINDS: tuple[tuple[ControlKind | None, str], ...] = (
     ("floor", "floors"),
     ("comparison", "comparisons"),
     ("ceiling", "ceilings"),
 )
-"""The kinds of control in the order in which they are shown, and what they are called."""
+"""The kinds of controls and their plural names, in display order."""
 
 
 def known_controls() -> tuple[ControlTitle, ...]:
-    """All controls that a result may hold, in the order in which they are shown; those of other packages included."""
+    """All controls in display order, including those of other packages."""
     return _known_controls(tuple(sys.path))
 
 
 @lru_cache(maxsize=8)
 def _known_controls(path: tuple[str, ...]) -> tuple[ControlTitle, ...]:
     registry = Registry("dualform.controls", "control", object)
-    found: dict[ControlKind | None, list[ControlTitle]] = {kind: [] for kind, _ in KINDS}
+    controls: dict[ControlKind | None, list[ControlTitle]] = {kind: [] for kind, _ in KINDS}
     for name in registry.names():
-        # A page about a finished run does not need a package that cannot be loaded here.
+        # A package that cannot be loaded must not prevent the page of a finished run.
         with contextlib.suppress(ConfigError):
             titles = getattr(registry[name], "titles", ())
             if titles:
-                found[titles[0].kind] += titles
-    found[CHANCE.kind].append(CHANCE)
-    return tuple(control for controls in found.values() for control in controls)
+                controls[titles[0].kind] += titles
+    controls[CHANCE.kind].append(CHANCE)
+    return tuple(control for of_kind in controls.values() for control in of_kind)
 
 
 def known_measures() -> tuple[MeasureTitle, ...]:
-    """All measures that a result may hold, in the order in which they are shown; those of other packages included."""
+    """All measures in display order, including those of other packages."""
     return _known_measures(tuple(sys.path))
 
 
 @lru_cache(maxsize=8)
 def _known_measures(path: tuple[str, ...]) -> tuple[MeasureTitle, ...]:
     registry = Registry("dualform.measures", "measure", object)
-    found = []
+    measures = []
     for name in registry.names():
         with contextlib.suppress(ConfigError):
             measure = registry[name]
             if isinstance(measure, MeasureTitle):
-                found.append(measure)
-    return tuple(found)
+                measures.append(measure)
+    return tuple(measures)
 
 
 def is_count(key: str, estimate: "Estimate") -> bool:
-    """Whether a measure is a share of so few answers that it is reported as a count."""
+    """Whether a measure is reported as a count, because it is a share of few answers."""
     return measure_of(key).counts_answers and is_few(estimate)
 
 
 def score(key: str, estimate: "Estimate") -> str:
-    """A measure's value as `0.186`; a share of few answers as `3 of 4`."""
+    """A measure's value, such as `0.186`; for a share of few answers, such as `3 of 4`."""
     return share(estimate) if is_count(key, estimate) else decimal(estimate.mean)
 
 
 def measure_of(name: str) -> MeasureTitle:
-    """The measure of this name; one without an explanation where none is known."""
+    """The measure of this name; an unknown one has its name as its title and no explanation."""
     return next((known for known in known_measures() if known.name == name), MeasureTitle(name=name, title=name))
 
 
 def control_of(name: str) -> ControlTitle:
-    """The control of this name; where none is known, one without an explanation that is neither floor nor ceiling."""
+    """The control of this name; an unknown one is a comparison without an explanation."""
     return next((known for known in known_controls() if known.name == name), ControlTitle(name=name, title=name))
 
 
 def in_order(keys: Iterable[str]) -> list[str]:
-    """Names of measures in the order in which they are shown; unknown ones last, as they came."""
+    """Names of measures in display order; unknown ones last, in the given order."""
     order = {known.name: position for position, known in enumerate(known_measures())}
     return sorted(keys, key=lambda key: order.get(key, len(order)))
 
 
 def controls_in_order(keys: Iterable[str]) -> list[str]:
-    """The same for controls."""
+    """Names of controls in display order; unknown ones last, in the given order."""
     order = {known.name: position for position, known in enumerate(known_controls())}
     return sorted(keys, key=lambda key: order.get(key, len(order)))

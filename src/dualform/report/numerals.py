@@ -1,23 +1,23 @@
-"""Numbers as text. A number that does not exist is a dash; nothing is rounded to a certainty it lacks."""
+"""Format numbers as text. A missing number is a dash, and small numbers are not rounded to zero."""
 
 import math
 from typing import Any
 
 MISSING = "\N{EN DASH}"
-"""Stands for a number that does not exist."""
+"""Text for a missing number."""
 
 Interval = tuple[float | None, float | None]
 
 
 def finite(value: Any) -> float | None:
-    """`value` as a float; None where it is no finite number (booleans are no numbers)."""
+    """`value` as a float; None unless it is a finite number (a boolean is not a number)."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
 
 
 def known(interval: Any) -> tuple[float, float] | None:
-    """Both ends of an interval; None where either is missing."""
+    """Both ends of an interval; None if either is missing."""
     if not isinstance(interval, list | tuple) or len(interval) != 2:
         return None
     low, high = finite(interval[0]), finite(interval[1])
@@ -25,13 +25,13 @@ def known(interval: Any) -> tuple[float, float] | None:
 
 
 def percent(value: Any, digits: int = 1) -> str:
-    """A share in [0, 1] as `72.1 %`."""
+    """A share in [0, 1] in percent, such as `72.1 %`."""
     number = finite(value)
     return MISSING if number is None else f"{100 * number:.{digits}f} %"
 
 
 def decimal(value: Any, digits: int = 3) -> str:
-    """`0.186`; small numbers that would round to zero as `1.2e-05`."""
+    """A decimal number such as `0.186`; `1.2e-05` for one that would round to zero."""
     number = finite(value)
     if number is None:
         return MISSING
@@ -41,19 +41,19 @@ def decimal(value: Any, digits: int = 3) -> str:
 
 
 def percent_interval(interval: Any) -> str:
-    """`70.2 to 73.9 %`."""
+    """An interval of shares in percent, such as `70.2 to 73.9 %`."""
     ends = known(interval)
     return MISSING if ends is None else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f} %"
 
 
 def decimal_interval(interval: Any) -> str:
-    """`0.170 to 0.201`."""
+    """An interval with three decimals, such as `0.170 to 0.201`."""
     ends = known(interval)
     return MISSING if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
 
 
 def significant(value: Any) -> str:
-    """Three significant digits, thousands grouped: `0.0123`, `12.3`, `1,230`."""
+    """A number with three significant digits and grouped thousands: `0.0123`, `12.3`, `1,230`."""
     number = finite(value)
     if number is None:
         return MISSING
@@ -67,24 +67,24 @@ def significant(value: Any) -> str:
 
 
 def count(value: Any) -> str:
-    """A whole number, thousands grouped: `12,300`."""
+    """A whole number with grouped thousands, such as `12,300`."""
     number = finite(value)
     return MISSING if number is None else f"{number:,.0f}"
 
 
 def scaled(value: Any, factor: float) -> float | None:
-    """`value * factor`; None where `value` is no number. For units: seconds to milliseconds, FLOPs to GFLOPs."""
+    """`value * factor`, for conversions of units; None if `value` is not a finite number."""
     number = finite(value)
     return None if number is None else number * factor
 
 
 def supported_digits(interval: Any, fewest: int, most: int) -> int:
-    """Decimals that a number's 95 % interval supports: the last one is no smaller than a tenth of its half-width.
+    """Number of decimals that a 95 % interval supports: the last one is at least a tenth of its half-width.
 
     Args:
-        interval: In the unit in which the number is written.
-        fewest: Decimals of a number whose interval is wide.
-        most: Decimals of a number whose interval is narrow, or that has none.
+        interval: The interval, in the unit in which the number is written.
+        fewest: Minimum number of decimals.
+        most: Maximum number of decimals, also used without an interval.
     """
     ends = known(interval)
     half = (ends[1] - ends[0]) / 2 if ends is not None else 0.0
@@ -92,16 +92,15 @@ def supported_digits(interval: Any, fewest: int, most: int) -> int:
 
 
 def rounded(value: Any, interval: Any, fewest: int = 1, most: int = 3, sign: bool = False) -> str:
-    """A number for a sentence, rounded to what its interval supports: `0.19`, where it is 0.170 to 0.201."""
+    """A number rounded to the precision of its interval, such as `0.19` for an interval from 0.170 to 0.201."""
     number = finite(value)
     if number is None:
         return MISSING
-    # Adding zero takes the sign off a zero.
     return _fixed(number, supported_digits(interval, fewest, most), sign)
 
 
 def rounded_interval(interval: Any, fewest: int = 1, most: int = 3, sign: bool = False) -> str:
-    """Its interval, as `0.17 to 0.20`; an end that is not zero is not rounded to it."""
+    """An interval rounded to its own precision, such as `0.17 to 0.20`; a nonzero end is not rounded to zero."""
     ends = known(interval)
     if ends is None:
         return MISSING
@@ -112,4 +111,5 @@ def rounded_interval(interval: Any, fewest: int = 1, most: int = 3, sign: bool =
 
 
 def _fixed(number: float, digits: int, sign: bool) -> str:
+    # Adding zero turns -0.0 into 0.0.
     return f"{round(number, digits) + 0.0:{'+' if sign else ''}.{digits}f}"

@@ -1,13 +1,13 @@
 "use strict";
-// Draws the charts at the width that their boxes have, in the colours that the reader's screen prefers, and opens what
-// a link points to.
+// Draws the charts at the width of their boxes in the reader's colour scheme, and opens the section that a link points
+// to.
 (() => {
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const boxes = [...document.querySelectorAll("[data-chart]")];
   const views = new Map();
   const drawnAt = new Map();
 
-  // The charts' library is text until a chart needs it: to run it takes longer than to show the rest of the page.
+  // The chart library is kept as text until a chart needs it, because running it takes longer than displaying the page.
   const engine = document.getElementById("chart-engine");
 
   function embed() {
@@ -19,14 +19,14 @@
     return window.vegaEmbed;
   }
 
-  // The theme's colours are variables of the style sheet; in a saved picture they must be the colours themselves.
+  // Replace the style sheet's variables in the theme by their colours, because a saved picture has no style sheet.
   function theme() {
     const style = getComputedStyle(document.documentElement);
     const read = (name) => JSON.stringify(style.getPropertyValue(name).trim()).slice(1, -1);
     return JSON.parse(engine.dataset.theme.replace(/var\((--[a-z]+)\)/g, (_, name) => read(name)));
   }
 
-  // A chart on its own takes the whole width; small multiples take as many columns as fit.
+  // A single chart takes the whole width; small multiples take as many columns as fit.
   function fitted(spec, room) {
     const copy = structuredClone(spec);
     if (!copy.concat) {
@@ -43,7 +43,7 @@
     return copy;
   }
 
-  // A box in a closed section has no width yet: it gets that of the whole column.
+  // A box in a closed section has no width yet, so the width of the column is used.
   function room(box) {
     if (box.clientWidth > 0) return box.clientWidth;
     const main = document.querySelector("main");
@@ -64,7 +64,7 @@
     box.querySelector("details")?.addEventListener("toggle", () => fillMenu(box, embedded.view));
   }
 
-  // Vega-Embed makes a picture only once a mouse button goes down, so that the keyboard would save nothing.
+  // Vega-Embed creates a picture only when a mouse button is pressed, so saving by keyboard would do nothing.
   async function fillMenu(box, view) {
     for (const link of box.querySelectorAll(".vega-actions a[download]")) {
       link.href = await view.toImageURL(link.download.split(".").pop());
@@ -74,7 +74,7 @@
   const resized = new ResizeObserver((entries) => {
     for (const { target } of entries) {
       const change = Math.abs(target.clientWidth - drawnAt.get(target));
-      // Not at once: drawing inside the notification would resize what is being observed.
+      // Delayed, because drawing inside the notification would resize the observed box.
       if (target.clientWidth > 0 && change > 8) setTimeout(draw, 0, target);
     }
   });
@@ -85,8 +85,8 @@
     resized.observe(box);
   }
 
-  // A chart is drawn when the reader comes near it, which those in closed sections wait for; one after the other, so
-  // that the page answers in between. Those of the first screen are there as pictures already.
+  // A chart is drawn when the reader scrolls near it or opens its section. Charts are drawn one after the other, so that
+  // the page stays responsive; those of the first screen are already visible as pictures.
   let queue = Promise.resolve();
   const near = new IntersectionObserver(
     (entries) => {
@@ -109,7 +109,7 @@
     try {
       target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
     } catch {
-      return; // A hash that is no text points to nothing here.
+      return; // The hash is not a valid text, so it points to nothing.
     }
     if (!target) return;
     for (let each = target; each; each = each.parentElement) {
@@ -120,7 +120,7 @@
   window.addEventListener("hashchange", reveal);
   document.addEventListener("click", (event) => {
     const link = event.target.closest("a[href^='#']");
-    // The same link again changes no hash.
+    // Clicking the same link again does not change the hash.
     if (link && link.hash === location.hash) reveal();
   });
   reveal();
@@ -139,7 +139,7 @@
   window.addEventListener("beforeprint", () => {
     closed = sections.filter((each) => !each.open);
     for (const each of closed) each.open = true;
-    // Paper has them all. The browser waits for no timer here, and drawing needs none.
+    // Print all charts, drawing them without a timer because the browser does not wait for timers here.
     boxes.forEach(drawAndWatch);
   });
   window.addEventListener("afterprint", () => {

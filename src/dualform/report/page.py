@@ -1,6 +1,6 @@
-"""A page: the answer, what to beware of, the charts of the first screen, and all else in sections that open.
+"""The HTML page of a result: the answer, warnings, the main charts, and further sections that can be opened.
 
-One template serves every page. The file holds all it needs and asks the network for nothing.
+All pages use one template. The file is self-contained and loads nothing from the network.
 """
 
 import json
@@ -31,49 +31,45 @@ from dualform.sweep_result import SweepResult
 
 @dataclass(frozen=True)
 class Fact:
-    """One of the few numbers that a reader looks for first."""
+    """A key number of the page."""
 
     name: str
     value: str
     detail: str
-    """How sure it is, or what it is a part of."""
+    """Its uncertainty, or the total that it is a part of."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """What a page shows, in the order of reading."""
+    """The content of a page, from top to bottom."""
 
     title: str
     answer: str
-    """The sentence that a reader with ten seconds needs."""
+    """The result in one sentence."""
     about: str = ""
-    """What kind of result this is, in a line below the title."""
+    """A line below the title that names the kind of result."""
     version: str = ""
     warnings: Sequence[str] = ()
     charts: Sequence[Figure] = ()
-    """On the first screen."""
+    """Charts of the first screen."""
     facts: Sequence[Fact] = ()
     sections: Sequence[Section] = ()
     glossary: Sequence[tuple[str, str]] = ()
-    """Terms with their meanings; those without a meaning are left out."""
+    """Terms and their meanings; a term without a meaning is left out."""
     styles: Sequence[str] = ()
-    """Style sheets that follow the page's own, as `asset` names files."""
+    """Additional style sheets, named as for `asset`."""
     scripts: Sequence[str] = ()
-    """Scripts that follow the page's own."""
+    """Additional scripts, named as for `asset`."""
 
 
 def render(page: Page) -> str:
-    """The page as one HTML document, ready to be written as UTF-8.
-
-    Returns:
-        The whole page, charts' libraries included: about 1 MB, readable offline and printable.
-    """
+    """The page as one self-contained HTML document of about 1 MB, with the chart libraries; write it as UTF-8."""
     charts = [figure for figure in page.charts if figure.chart is not None]
-    sections = [shown for each in page.sections if (shown := each.shown()) is not None]
-    # These are seen before anything is opened.
+    sections = [section for each in page.sections if (section := each.without_empty_parts()) is not None]
+    # Charts that are visible before any section is opened.
     open_charts = [*charts, *(figure for section in sections if not section.detail for figure in section.charts)]
     figures = [*charts, *(figure for section in sections for figure in section.figures())]
-    # Without charts their libraries would be a megabyte for nothing.
+    # The chart libraries take a megabyte, so a page without charts leaves them out.
     engine = Markup(chart_engine()) if figures else Markup("")
     scripts = [asset("page.js"), *(asset(name) for name in page.scripts)]
     glossary = [(term, meaning) for term, meaning in page.glossary if meaning]
@@ -92,7 +88,7 @@ def render(page: Page) -> str:
             specs={figure.name: chart_for_script(figure.chart) for figure in figures if figure.chart is not None},
             sections=sections,
             glossary=glossary,
-            contents=[*contents, *([("glossary", "Words used here")] if glossary else [])],
+            contents=[*contents, *([("glossary", "Glossary")] if glossary else [])],
         )
     )
 
@@ -114,25 +110,26 @@ def study_page(
     styles: Sequence[str] = (),
     scripts: Sequence[str] = (),
 ) -> str:
-    """The page of a study's result as one HTML document, with what the pages of all studies have.
+    """The page of a study's result as one HTML document, including the sections that all studies have.
 
     Args:
         result: The result; sections without data are left out.
-        title: Of the page, behind the program's name.
-        sentences: All that was found.
-        nothing: The answer of a result without any of the study's numbers.
-        answer: The answer; the first sentence where not given.
-        charts: As in `Page`.
-        facts: As in `Page`.
-        first: Sections before the one with all sentences.
-        sections: Sections behind it.
-        described: Sections that describe what was run; the model where not given.
-        command: Words of a command that runs the study again, shown where the result does not record the one typed.
-        glossary: As in `Page`.
-        styles: As in `Page`.
-        scripts: As in `Page`.
+        title: Title of the page, after the program's name.
+        sentences: All findings.
+        nothing: The answer for a result without any numbers of the study.
+        answer: The answer; by default the first finding.
+        charts: See `Page`.
+        facts: See `Page`.
+        first: Sections before the findings.
+        sections: Sections after the findings.
+        described: Sections that describe what was run; by default one about the model.
+        command: Words of a command that repeats the study, shown if the result does not record the command that was
+            typed.
+        glossary: See `Page`.
+        styles: See `Page`.
+        scripts: See `Page`.
     """
-    again = ("Run it again (other settings as under “config” below)", shlex.join(command)) if command else None
+    again = ("Repeat the run (other settings are under “Config” below)", shlex.join(command)) if command else None
     if described is None:
         described = [facts_section("model", "Model", result.model)]
     page = Page(
@@ -157,39 +154,39 @@ def study_page(
 
 
 def titled(study: str, model: object, task: object) -> str:
-    """`selection for smollm2-135m on reviews`, as far as model and task are known."""
+    """A title such as `selection for smollm2-135m on reviews`, with the model and the task if they are known."""
     return f"{study}{f' for {model}' if model else ''}{f' on {task}' if task else ''}"
 
 
 def about_line(result: Result) -> str:
-    """`Comparison, 500 queries of the test split`."""
+    """A line such as `Comparison, 500 queries of the test split`."""
     n = result.task.get("n_report")
     queries = f", {n} queries of the {result.task.get('report_split') or 'report'} split" if n else ""
     return f"{result.study.capitalize()}{queries}"
 
 
 def findings(sentences: Sequence[str]) -> Section:
-    """All that was found in sentences, the page's answer among them."""
-    return Section("verdict", "What was found, sentence by sentence", sentences, as_list=True)
+    """The section that lists all findings, including the page's answer."""
+    return Section("verdict", "All findings", sentences, as_list=True)
 
 
 def run_section(
     result: Result | SweepResult, commands: Sequence[tuple[str, str]], sections: Sequence[Section] = ()
 ) -> Section:
-    """What was run: commands, the sections given, the task, config and environment.
+    """The section about what was run: commands, further sections, task, config and environment.
 
     Args:
-        result: A study's result or a sweep's.
-        commands: What each command does, and the command.
-        sections: What the study adds, such as its model and demonstrations.
+        result: Result of a study or a sweep.
+        commands: Pairs of a description and a command.
+        sections: Further sections, such as the model and the demonstrations.
     """
     body = Markup("").join(
         Markup('<p class="note">{}:</p>\n{}').format(name, preformatted(command)) for name, command in commands
     )
-    # A sweep has many tasks, and the pages of its groups describe them.
+    # The tasks of a sweep are described on the pages of its groups.
     task = result.task if isinstance(result, Result) else {}
     prompt = str(task.get("prompt") or "")
-    read = Markup('<p class="note">One prompt as the model reads it:</p>\n') if prompt else Markup("")
+    read = Markup('<p class="note">Example of a prompt, exactly as the model reads it:</p>\n') if prompt else Markup("")
     environment = {key: value for key, value in result.environment.items() if key != "command"}
     named = {key: value for key, value in task.items() if key != "prompt"}
     parts = [
@@ -202,13 +199,13 @@ def run_section(
 
 
 def facts_section(id: str, title: str, mapping: Mapping[str, Any], body: Markup | None = None) -> Section:
-    """A section that lists any mapping by name and value."""
+    """A section that lists a mapping as a table of names and values."""
     rows = facts(mapping)
     return Section(id, title, tables=[facts_table(rows)] if rows else [], body=body or Markup(""), detail=False)
 
 
 def facts(mapping: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Rows of name and text for any mapping; what lies nested is written as YAML."""
+    """Pairs of name and text for a mapping; nested values are written as YAML."""
     rows = []
     for key, value in mapping.items():
         if isinstance(value, Mapping):
@@ -223,25 +220,25 @@ def facts(mapping: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def yaml_text(value: Any) -> str:
-    """`value` as YAML; empty where there is nothing in it."""
+    """`value` as YAML; an empty text for an empty value."""
     if not value:
         return ""
-    # By way of JSON: paths and tuples become text and lists, which safe YAML knows.
+    # Converting to JSON turns paths and tuples into texts and lists, which safe YAML supports.
     plain = json.loads(json.dumps(value, default=str))
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None).rstrip()
 
 
 def commands_again(result: Result | SweepResult, otherwise: tuple[str, str] | None = None) -> list[tuple[str, str]]:
-    """What to type to get this page, or these numbers, again.
+    """Commands that rebuild the page and repeat the run, each with a description.
 
     Args:
-        result: The result; the command line that it records, as it was typed, is shown as it stands.
-        otherwise: What is shown where none was recorded: what it does, and the command.
+        result: The result, which may record the command that was typed.
+        otherwise: Description and command to use if none was recorded.
     """
     commands = [("Rebuild this page from the run's folder", "dualform report DIR")]
     typed = result.environment.get("command")
     if typed:
-        return [*commands, ("Run it again", str(typed))]
+        return [*commands, ("Repeat the run", str(typed))]
     return [*commands, otherwise] if otherwise else commands
 
 

@@ -1,9 +1,9 @@
-"""Names, order and colours of learners: the same in every chart, table and sentence.
+"""Names, order and colours of learners, the same in every chart, table and sentence.
 
-dualform's own learners are in the table below; one that another package defines brings its own names and colour.
+`LEARNERS` lists dualform's own learners; a learner of another package defines its own names and colour.
 
-The colours are those of Okabe and Ito (2008), which stay apart under the common colour-vision deficiencies;
-black and yellow are left out because each vanishes on one of the two backgrounds.
+The colours are those of Okabe and Ito (2008), which remain distinguishable with common colour-vision deficiencies. Black
+and yellow are not used, because each is invisible on one of the two backgrounds.
 """
 
 import math
@@ -18,14 +18,14 @@ from dualform.report.phrases import listed
 
 @dataclass(frozen=True)
 class LearnerStyle:
-    """How one learner is named, explained and drawn."""
+    """Names, explanation and colour of a learner."""
 
     key: str
-    """Its key in `Result.accuracy`."""
+    """Key in `Result.accuracy`."""
     title: str
-    """In a table or a chart."""
+    """Name in tables and charts."""
     noun: str
-    """In a sentence."""
+    """Name in sentences."""
     meaning: str
     colour: str
     """CSS colour."""
@@ -53,18 +53,18 @@ LEARNERS: tuple[LearnerStyle, ...] = (
 )
 
 SPARE_COLOURS: tuple[str, ...] = ("#56B4E9", "#9C7C1C", "#7F6BB3", "#6B8E6B")
-"""For learners without a colour of their own."""
+"""Colours of learners that do not define one."""
 
 MEASURE_COLOUR = "#6B7F95"
-"""For everything that is no learner: measures, controls, reference lines; legible on white and on black."""
+"""Colour of measures, controls and reference lines; legible on white and on black."""
 
 
 RATE_COLOURS: tuple[str, ...] = ("#B8501A", "#E58A4F", "#9A6B4F", "#C9A182")
-"""For a learner at a further learning rate: kin to finetuning's own, apart in lightness."""
+"""Colours of a learner at a further learning rate: similar to that of finetuning, but lighter or darker."""
 
 
 def learners_in_order(keys: Iterable[str]) -> list[str]:
-    """`keys` in the table's order, each followed by its further learning rates; unknown ones last, as they came."""
+    """`keys` in the order of `LEARNERS`, each followed by its further learning rates; unknown ones come last."""
     order = {known.key: position for position, known in enumerate(LEARNERS)}
 
     def place(key: str) -> tuple[int, float]:
@@ -75,9 +75,9 @@ def learners_in_order(keys: Iterable[str]) -> list[str]:
 
 
 def learner_style(key: str) -> LearnerStyle:
-    """The table's entry for `key`; where there is none, one named by the key, in a colour that depends on it alone.
+    """The style of a learner; an unknown one is named by its key, in a colour that depends only on the key.
 
-    `ft@0.001` is finetuning at that learning rate.
+    `ft@0.001` means finetuning at the learning rate 0.001.
     """
     name, rate = _parts(key)
     for known in (*LEARNERS, *_from_package(name)):
@@ -95,34 +95,34 @@ def learner_style(key: str) -> LearnerStyle:
 
 
 def learner_noun(key: str) -> str:
-    """What a sentence calls a learner, such as `finetuning`."""
+    """Name of a learner in a sentence, such as `finetuning`."""
     return learner_style(key).noun
 
 
 def learner_nouns(keys: Iterable[str]) -> str:
-    """`finetuning, LoRA and folding`."""
+    """Names of learners in a sentence, such as `finetuning, LoRA and folding`."""
     return listed([learner_noun(key) for key in keys])
 
 
 def style_of(key: str, title: str = "", noun: str = "", meaning: str = "", colour: str | None = None) -> LearnerStyle:
-    """The style of a learner that another package defines; what is not given follows from the rest."""
+    """The style of a learner of another package, with defaults for everything but its key."""
     title = title or category(key)
     return LearnerStyle(key, title, noun or title, meaning, colour or _by_key(key, SPARE_COLOURS))
 
 
 def _from_package(key: str) -> tuple[LearnerStyle, ...]:
-    """The style that another package's learner brings along; none where it is not installed, or cannot be loaded."""
+    """The style defined by another package's learner; empty if it is not installed or cannot be loaded."""
     registry = Registry("dualform.learners", "learner", object)
     try:
         style = getattr(registry[key], "style", None) if key in registry else None
     except ConfigError:
-        # A page about a finished run does not need the package.
+        # A package that cannot be loaded must not prevent the page of a finished run.
         return ()
     return (style,) if isinstance(style, LearnerStyle) else ()
 
 
 def _parts(key: str) -> tuple[str, float | None]:
-    """`ft@0.001` -> `ft`, 0.001; any other key with None, also one whose end is no positive number."""
+    """(`ft`, 0.001) for `ft@0.001`; (key, None) for a key that does not end in a positive number."""
     name, _, text = key.partition("@")
     try:
         rate = float(text)
@@ -133,5 +133,5 @@ def _parts(key: str) -> tuple[str, float | None]:
 
 
 def _by_key(key: str, colours: tuple[str, ...]) -> str:
-    # Not hash(): it differs from one Python process to the next, and a page must not.
+    # hash() differs between Python processes, but the page must not.
     return colours[sum(key.encode()) % len(colours)]

@@ -1,4 +1,4 @@
-"""Pieces of sentences that several reports share: lists, differences in points, who lies above whom."""
+"""Parts of sentences that several reports share: lists, shares, differences in points, comparisons of intervals."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,88 +23,88 @@ def listed(parts: Sequence[str]) -> str:
 
 
 def capital(text: str) -> str:
-    """`text` with a capital letter first, the rest as it stands."""
+    """`text` with its first letter capitalized and the rest unchanged."""
     return text[:1].upper() + text[1:]
 
 
 def points(share: Any) -> str:
-    """A width or a deviation in [0, 1] as `4.1` points; a dash without one."""
+    """A width or deviation in [0, 1] in points, such as `4.1`; a dash if it is missing."""
     number = finite(share)
     return MISSING if number is None else f"{100 * number:.1f}"
 
 
 def points_interval(interval: Any) -> str:
-    """The same for an interval, as `3.0 to 5.2`."""
+    """An interval of widths or deviations in points, such as `3.0 to 5.2`."""
     ends = known(interval)
     return MISSING if ends is None else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
 
 
 def difference(share: Any) -> str:
-    """A difference of two shares as `+4.1`, in points."""
+    """A difference of two shares in points, such as `+4.1`."""
     number = finite(share)
     return MISSING if number is None else f"{100 * number:+.1f}"
 
 
 def difference_interval(interval: Any) -> str:
-    """The same for an interval, as `-0.4 to +8.6`."""
+    """The interval of a difference in points, such as `-0.4 to +8.6`."""
     ends = known(interval)
     return MISSING if ends is None else f"{100 * ends[0]:+.1f} to {100 * ends[1]:+.1f}"
 
 
 def hundredths(number: Any) -> str:
-    """A ratio as `0.33`."""
-    found = finite(number)
-    # Adding zero takes the sign off a zero.
-    return MISSING if found is None else f"{round(found, 2) + 0.0:.2f}"
+    """A ratio with two decimals, such as `0.33`."""
+    ratio = finite(number)
+    # Adding zero turns -0.0 into 0.0.
+    return MISSING if ratio is None else f"{round(ratio, 2) + 0.0:.2f}"
 
 
 def hundredths_interval(interval: Any) -> str:
-    """The same for an interval, as `0.25 to 0.45`."""
+    """The interval of a ratio, such as `0.25 to 0.45`."""
     ends = known(interval)
     return MISSING if ends is None else f"{hundredths(ends[0])} to {hundredths(ends[1])}"
 
 
 def is_few(estimate: "Estimate") -> bool:
-    """Whether a share is of so few answers that it is reported as a count, without interval and verdict."""
-    # The schema takes a while to load, and `--help` needs only the phrases without numbers.
+    """Whether a share is reported as a count, without interval and verdict, because it is of few answers."""
+    # Imported here because `--help` uses this module and must not load the schema, which takes a while.
     from dualform.result import FEWEST_FOR_INTERVAL
 
     return 0 < estimate.n < FEWEST_FOR_INTERVAL
 
 
 def counted(k: float | None, n: int) -> str:
-    """`3 of 4`; a dash without a number."""
+    """A count such as `3 of 4`; a dash if it is missing."""
     return MISSING if k is None else f"{round(k):,} of {n:,}"
 
 
 def share(estimate: "Estimate") -> str:
-    """A share of answers as `72.1 %`, one of few answers as `3 of 4`."""
+    """A share of answers, such as `72.1 %`; of few answers, such as `3 of 4`."""
     mean = finite(estimate.mean)
     if mean is not None and is_few(estimate):
         k = mean * estimate.n
-        # A mean over seeds that differ in how many answers they have is no count.
+        # A mean over seeds with different numbers of answers is not a whole count.
         if abs(k - round(k)) < 0.01:
             return counted(k, estimate.n)
     return percent(mean)
 
 
 def share_interval(estimate: "Estimate") -> str:
-    """Its interval, as `70.2 to 73.9 %`; a dash for one of few answers, whatever the file holds."""
+    """The interval of a share, such as `70.2 to 73.9 %`; always a dash for a share of few answers."""
     return MISSING if is_few(estimate) else percent_interval(estimate.ci95)
 
 
 def share_with_interval(estimate: "Estimate") -> str:
-    """`72.1 % (70.2 to 73.9 %)`; the share alone without an interval, `3 of 4` for few answers."""
+    """A share with its interval if it has one, such as `72.1 % (70.2 to 73.9 %)`; of few answers, `3 of 4`."""
     interval = share_interval(estimate)
     return share(estimate) + ("" if interval == MISSING else f" ({interval})")
 
 
 def share_in_prose(estimate: "Estimate", *, interval: bool = True) -> str:
-    """A share for a sentence, as `72 % (68 to 76 %)`: rounded to what its interval supports; `3 of 4` for few answers.
+    """A share rounded to the precision of its interval, such as `72 % (68 to 76 %)`; of few answers, `3 of 4`.
 
     Args:
         estimate: The share.
-        interval: Whether its interval follows.
+        interval: Whether to include the interval.
     """
     mean = finite(estimate.mean)
     if mean is None or is_few(estimate):
@@ -115,7 +115,7 @@ def share_in_prose(estimate: "Estimate", *, interval: bool = True) -> str:
 
 
 def share_with_named_interval(estimate: "Estimate") -> str:
-    """The same as `72 % (95 % interval 68 to 76 %)`; `3 of 4` for few answers."""
+    """A share with a labelled interval, such as `72 % (95 % interval 68 to 76 %)`; of few answers, `3 of 4`."""
     ends = in_points(estimate.ci95)
     if is_few(estimate) or ends is None:
         return share_in_prose(estimate)
@@ -123,7 +123,7 @@ def share_with_named_interval(estimate: "Estimate") -> str:
 
 
 def score_in_prose(estimate: "Estimate", *, fewest: int = 1, most: int = 3) -> str:
-    """A score for a sentence, as `0.19 (0.17 to 0.20)`: rounded to what its interval supports."""
+    """A score rounded to the precision of its interval, such as `0.19 (0.17 to 0.20)`."""
     text = rounded(estimate.mean, estimate.ci95, fewest, most)
     if known(estimate.ci95) is None:
         return text
@@ -131,43 +131,43 @@ def score_in_prose(estimate: "Estimate", *, fewest: int = 1, most: int = 3) -> s
 
 
 def gap_in_prose(share: float | None, interval: Any = None) -> str:
-    """The size of a difference of two shares for a sentence, as `21 points`: rounded to what its interval supports."""
+    """Size of a difference of two shares, rounded to the precision of its interval, such as `21 points`."""
     number = finite(share)
     return MISSING if number is None else f"{rounded(abs(100 * number), in_points(interval), 0, 1)} points"
 
 
 def in_points(interval: Any) -> tuple[float, float] | None:
-    """An interval of shares in hundredths; None where an end is missing."""
+    """An interval of shares in points; None if an end is missing."""
     ends = known(interval)
     return None if ends is None else (100 * ends[0], 100 * ends[1])
 
 
 HIGHEST_RECOVERED = 1.5
-"""A share of a gain above it, or below 0, says that there was hardly a gain, and is none."""
+"""Largest share of a gain that is reported. A share above it, or below 0, means that there was hardly any gain."""
 
 
-OUTSIDE = "the share would not lie in 0 to 150 %"
-"""Why a share of the prompt's gain is undefined."""
+OUTSIDE = "the share would lie outside 0 to 150 %"
+"""Reason why a share of the prompt's gain is undefined."""
 
 
 def is_undefined(estimate: "Estimate") -> bool:
-    """Whether a share of the prompt's gain is none, although there is a number."""
+    """Whether a share of the prompt's gain is undefined because it lies outside the reported range."""
     share = finite(estimate.mean)
     return share is not None and not 0 <= share <= HIGHEST_RECOVERED
 
 
-def plural(n: int, one: str, many: str | None = None) -> str:
-    """`1 set`, `2,000 sets`; `many` is for a plural that takes more than an s."""
-    return f"{n:,} {one if n == 1 else many or f'{one}s'}"
+def plural(n: int, singular: str, many: str | None = None) -> str:
+    """A number with a noun, such as `1 set` or `2,000 sets`; `many` is an irregular plural."""
+    return f"{n:,} {singular if n == 1 else many or f'{singular}s'}"
 
 
-def apart(first: Any, second: Any) -> int | None:
-    """Where one interval lies beside another.
+def compare_intervals(first: Any, second: Any) -> int | None:
+    """Position of one interval relative to another.
 
     Returns:
-        1 where `first` lies above `second`, -1 where it lies below, 0 where they touch, None where an end is unknown.
+        1 if `first` lies above `second`, -1 if it lies below, 0 if they overlap, None if an end is missing.
     """
-    one, two = known(first), known(second)
-    if one is None or two is None:
+    ends, others = known(first), known(second)
+    if ends is None or others is None:
         return None
-    return 1 if one[0] > two[1] else -1 if one[1] < two[0] else 0
+    return 1 if ends[0] > others[1] else -1 if ends[1] < others[0] else 0

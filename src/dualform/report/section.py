@@ -1,4 +1,4 @@
-"""A section of a page: sentences, charts, tables, and sections within it."""
+"""Sections of a page, with their sentences, charts, tables and subsections."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,51 +14,51 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart with what a reader needs beside it."""
+    """A chart with its texts."""
 
     name: str
-    """Its name in links and in files saved from the page."""
+    """Name in links and in files saved from the page."""
     chart: "alt.TopLevelMixin | None"
-    """None where the result has nothing to draw: the figure is then left out."""
+    """None if the result has no data for it; the figure is then left out."""
     description: str
-    """One sentence for a reader who cannot see it."""
+    """Description in one sentence for readers who cannot see the chart."""
     caption: str = ""
     title: str = ""
-    """A heading of its own, where a section has several; such figures stand side by side."""
+    """Heading. Several figures of a section that have one are placed side by side."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """One idea of a page; left out where it holds nothing but notes."""
+    """A section of a page; a section with nothing but a note is left out."""
 
     id: str
-    """Its anchor."""
+    """Anchor of the section."""
     title: str
     sentences: Sequence[str] = ()
-    """What was found."""
+    """Findings."""
     charts: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
     note: str = ""
-    """How to read it, in softer print, before everything else; alone no reason to show the section."""
+    """How to read the section; displayed in a lighter colour before everything else."""
     as_list: bool = False
-    """Whether its sentences are items of a list."""
+    """Whether the sentences are displayed as a list."""
     sections: Sequence["Section"] = ()
     detail: bool = True
-    """Whether it is closed until the reader, or a link, opens it."""
+    """Whether the section is closed until the reader, or a link, opens it."""
     link: str = ""
-    """Address of a page of its own, relative to this one."""
+    """Relative address of a separate page about this section."""
     body: Markup = field(default_factory=lambda: Markup(""))
-    """Markup that this kit does not make, such as an interactive view; whoever gives it has escaped it."""
+    """Further markup, such as an interactive view. It is inserted unchanged, so the caller must escape it."""
 
-    def shown(self) -> "Section | None":
-        """The section without figures, tables and sections that are empty; None where nothing is left."""
+    def without_empty_parts(self) -> "Section | None":
+        """The section without empty figures, tables and subsections; None if nothing is left."""
         charts = [figure for figure in self.charts if figure.chart is not None]
         tables = [table for table in self.tables if table]
-        sections = [part for each in self.sections if (part := each.shown()) is not None]
+        sections = [part for each in self.sections if (part := each.without_empty_parts()) is not None]
         if not (self.sentences or charts or tables or sections or self.body):
             return None
         return replace(self, charts=charts, tables=tables, sections=sections)
 
     def figures(self) -> list[Figure]:
-        """Its figures and those of the sections within it."""
+        """Figures of the section and its subsections."""
         return [*self.charts, *(figure for each in self.sections for figure in each.figures())]

@@ -1,7 +1,7 @@
-"""One table, declared once: on the terminal, on a page, in Markdown, in LaTeX and as a data frame.
+"""Tables that can be rendered on the terminal, on a page, in Markdown, in LaTeX and as a data frame.
 
-A `Table` holds typed cells, each with its value, its interval and the n that it rests on; how a number is written
-follows from its kind. So a study declares what a row holds, and every renderer shows the same numbers.
+A `Table` consists of typed cells, each with a value, an interval and its n. The kind of a cell determines the format of
+its numbers, so that every renderer shows the same ones.
 """
 
 import re
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 Kind = Literal["text", "share", "points", "difference", "score", "ratio", "nats", "number", "seconds", "count", "p"]
-"""What a number is, which decides how it is written:
+"""Kind of a value, which determines its format:
 
 - `share`: a part of one, `72.1 %`
 - `points`: a width or deviation of a share, in hundredths, `4.1`
@@ -58,11 +58,11 @@ Kind = Literal["text", "share", "points", "difference", "score", "ratio", "nats"
 """
 
 Where = Literal["everywhere", "page", "terminal"]
-"""Where a column or a row is shown. Data frames, Markdown and LaTeX hold what the page holds."""
+"""Where a column or a row is displayed. Data frames, Markdown and LaTeX contain what the page contains."""
 
 
 def p_value(p: Any) -> str:
-    """`0.012`, `< 0.001`, or `no test`."""
+    """A p-value such as `0.012` or `< 0.001`; `no test` if it is missing."""
     number = finite(p)
     if number is None:
         return "no test"
@@ -101,30 +101,30 @@ class Cell:
     kind: Kind = "text"
     ci95: Interval | None = None
     n: int | None = None
-    """How many numbers the value is a mean of."""
-    shown: str | None = None
-    """What is written in the value's place, such as `3 of 4` or `never`; the data frame keeps the value."""
+    """Number of values that the mean is taken over."""
+    override: str | None = None
+    """Text to display instead of the value, such as `3 of 4` or `never`; the data frame keeps the value."""
     short: str | None = None
-    """What the terminal writes in the value's place, where that is shorter."""
+    """Shorter text to display on the terminal instead of the value."""
     shown_interval: str | None = None
-    """What is written in the interval's place, in a unit that no kind has."""
+    """Text to display instead of the interval, for a unit that has no kind."""
     notes: tuple[str, ...] = ()
-    """Short lines below the value, on the page, and on the terminal where the column says so."""
+    """Short lines below the value on the page, and on the terminal if the column says so."""
     link: str = ""
-    """Address that the value leads to on the page: a place of the page, or a file next to it."""
+    """Target of a link on the value on the page: an anchor, or a file in the same folder."""
     flag: str = ""
-    """A word of warning about this value, such as `collapsed`; on the terminal an exclamation mark."""
+    """A warning about this value, such as `collapsed`; an exclamation mark on the terminal."""
     colour: str = ""
     """CSS colour of a dot before the value, on the page only."""
     tone: Literal["", "good", "bad", "best"] = ""
-    """Whether it is as it should be, or the best of its row: coloured, and said in words as well; the best has an
-    asterisk on the terminal."""
+    """Highlights a good, bad or best value by colour, in addition to words; the best of a row has an asterisk on the
+    terminal."""
 
     @property
     def text(self) -> str:
-        """The value as text; a dash for a number that does not exist."""
-        if self.shown is not None:
-            return self.shown
+        """The value as text; a dash for a missing number."""
+        if self.override is not None:
+            return self.override
         return str(self.value) if self.kind == "text" else _FORMATS[self.kind][0](self.value)
 
     @property
@@ -138,33 +138,33 @@ class Cell:
 
 
 BLANK = Cell()
-"""Nothing to show."""
+"""An empty cell."""
 
 
 def estimate_cell(estimate: Estimate | None, kind: Kind = "score", *, notes: Iterable[str] = ()) -> Cell:
-    """An estimate with its interval and n; blank without one.
+    """A cell with an estimate, its interval and its n; blank for None.
 
     Args:
         estimate: The estimate. A share of fewer than ten answers is written as a count, without an interval.
-        kind: What its mean is.
-        notes: Short lines below it.
+        kind: Kind of the mean.
+        notes: Short lines below the value.
     """
     if estimate is None:
         return BLANK
     if kind == "share":
         few = is_few(estimate)
-        shown = share(estimate) if few else None
-        return Cell(estimate.mean, kind, None if few else estimate.ci95, estimate.n, shown, notes=tuple(notes))
+        override = share(estimate) if few else None
+        return Cell(estimate.mean, kind, None if few else estimate.ci95, estimate.n, override, notes=tuple(notes))
     return Cell(estimate.mean, kind, estimate.ci95, estimate.n, notes=tuple(notes))
 
 
 def score_cell(key: str, estimate: Estimate | None, notes: tuple[str, ...] = ()) -> Cell:
-    """The value of a measure of similarity; a share of few answers as a count, without an interval.
+    """A cell with the value of a measure of similarity; a share of few answers is a count, without an interval.
 
     Args:
         key: The measure.
-        estimate: Its value; blank without one.
-        notes: Short lines below it.
+        estimate: Value of the measure; the cell is blank for None.
+        notes: Short lines below the value.
     """
     if estimate is None:
         return BLANK
@@ -175,50 +175,50 @@ def score_cell(key: str, estimate: Estimate | None, notes: tuple[str, ...] = ())
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its heading, and how its cells stand."""
+    """Heading and layout of a column."""
 
     title: str
     kind: Kind = "text"
-    """Of most of its cells: text stands on the left, numbers on the right."""
+    """Kind of most cells: text is aligned left, numbers right."""
     short: str = ""
-    """Its heading on the terminal, where 80 columns must do; the title where it is empty."""
+    """Shorter heading for the terminal, which has 80 columns; empty to use the title."""
     interval: bool | Literal["below"] = False
-    """Whether the terminal shows the intervals: in a column of their own, or below the values as on a page."""
+    """Whether the terminal shows the intervals: in a separate column, or below the values as on a page."""
     notes: bool = False
     """Whether the terminal shows the notes."""
     where: Where = "everywhere"
     widest: int | None = None
-    """Columns of the terminal that its text may take before it is wrapped."""
+    """Width on the terminal at which the text is wrapped, in characters."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row; its first cell is its heading."""
+    """A row; its first cell is its heading."""
 
     cells: tuple[Cell, ...]
     style: Literal["", "companion", "reference", "group"] = ""
-    """`companion`: belongs to the row above it. `reference`: a level to compare with, such as chance, or a mean.
-    `group`: heads the rows below it with its first cell alone."""
+    """`companion`: belongs to the row above. `reference`: a level to compare with, such as chance, or a mean. `group`:
+    only a heading for the rows below."""
     where: Where = "everywhere"
 
 
 def learner_cell(key: str, after: str = "", notes: tuple[str, ...] = ()) -> Cell:
-    """A learner's name with its colour.
+    """A cell with the name and colour of a learner.
 
     Args:
-        key: Its key in a result.
-        after: What follows the name, such as `, calibrated`.
-        notes: Short lines below it.
+        key: Key of the learner in a result.
+        after: Text after the name, such as `, calibrated`.
+        notes: Short lines below the name.
     """
     style = learner_style(key)
     return Cell(style.title + after, notes=notes, colour=style.colour)
 
 
 def learner_row(key: str, *cells: Cell, **changes: Any) -> Row:
-    """A row headed by a learner's name, with its colour.
+    """A row headed by the name and colour of a learner.
 
     Args:
-        key: Its key in a result.
+        key: Key of the learner in a result.
         cells: The other cells.
         changes: Other fields of `Row`.
     """
@@ -233,24 +233,25 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     caption: str = ""
-    """A sentence below it, everywhere."""
+    """A sentence below the table."""
     note: str = ""
-    """A sentence below it on the page alone."""
+    """A sentence below the table, on the page only."""
     groups: tuple[tuple[str, int], ...] = ()
-    """Headings above several columns, each with their number; the first covers the first column."""
+    """Headings above groups of columns, each with the number of columns; the first group begins with the first
+    column."""
     blocks: bool = False
-    """Whether its rows are long: ruled off on the terminal, and each a block of lines on the screen of a phone."""
+    """Whether rows are long: separated by lines on the terminal, and displayed as blocks on a phone."""
 
     @property
     def row_count(self) -> int:
-        """Rows of the terminal's table; such a table without rows is not printed."""
+        """Number of rows on the terminal, where a table without rows is not printed."""
         return sum(row.where != "page" for row in self.rows)
 
     def __bool__(self) -> bool:
         return bool(self.rows)
 
     def terminal(self) -> RichTable:
-        """The table for rich, at most 80 columns wide where the declaration allows it."""
+        """The table for rich, at most 80 characters wide if the columns allow it."""
         drawn = RichTable(
             title=Text(self.title) if self.title else None,
             title_justify="left",
@@ -283,7 +284,7 @@ class Table:
                 lines += cell.notes if column.notes else ()
                 content = "\n".join(lines) + "*" * (cell.tone == "best")
                 text = Text(f"{content} !" if cell.flag else content, style=_style(cell))
-                # Padding and no spaces, so that a second line stands below the first.
+                # Padding instead of spaces, so that a second line is indented too.
                 line.append(Padding(text, (0, 0, 0, 2)) if at == 0 and row.style == "companion" else text)
                 if column.interval is True:
                     blank = cell.kind == "text" or row.style == "reference"
@@ -292,7 +293,7 @@ class Table:
         return drawn
 
     def html(self) -> Markup:
-        """The table as HTML, in a box of its own that scrolls sideways where the screen is narrow."""
+        """The table as HTML, in a box that scrolls sideways on a narrow screen."""
         columns, rows = self._of("page")
         headed = any(column.title for column in columns)
         shape = "blocks" if self.blocks else "wide" if len(columns) > 8 else "" if headed else "facts"
@@ -311,7 +312,7 @@ class Table:
         head += Markup("<tr>") + Markup("").join(titles) + Markup("</tr>")
         head = Markup("<thead>") + head + Markup("</thead>\n") if headed else Markup("")
         body = Markup("\n").join(_html_row(row, columns) for row in rows)
-        # What scrolls must be reached by keyboard, and then has to have a name.
+        # A scrolling box must be reachable by keyboard and therefore needs a name.
         name = (
             Markup(' tabindex="0" role="region" aria-label="{}"').format(_visible(self.title))
             if self.title
@@ -333,7 +334,7 @@ class Table:
         return "\n".join("| " + " | ".join(line) + " |" for line in [escaped[0], rule, *escaped[1:]]) + "\n"
 
     def latex(self) -> str:
-        r"""The table as a `tabular` in the manner of booktabs (`\usepackage{booktabs}`); intervals in parentheses."""
+        r"""The table as a `tabular` with rules of booktabs (`\usepackage{booktabs}`); intervals in parentheses."""
         columns, rows = self._of("page")
         alignment = "".join("l" if column.kind == "text" else "r" for column in columns)
         head = " & ".join(_escape_latex(column.title) for column in columns)
@@ -342,10 +343,9 @@ class Table:
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
     def arrow(self) -> "pyarrow.Table":
-        """The table as pyarrow's, unrounded: a column a heading, with `... low`, `... high` and `... n` where known.
+        """The table for pyarrow, unrounded, with one column per heading and `... low`, `... high` and `... n` if known.
 
-        A share, and a difference of shares, is in [0, 1]. A column of text holds text; one of numbers holds
-        floats, null where there is no number.
+        Shares and differences of shares are in [0, 1] and [-1, 1]. Missing numbers are null.
         """
         import pyarrow
 
@@ -367,11 +367,11 @@ class Table:
         return pyarrow.table(found)
 
     def frame(self) -> Any:
-        """The same as a `pandas.DataFrame`."""
+        """The table as a `pandas.DataFrame`; see `arrow`."""
         return self.arrow().to_pandas()
 
     def _of(self, where: Where) -> tuple[list[Column], list[Row]]:
-        """Columns and rows that are shown there, each row with the cells of those columns."""
+        """The columns and rows displayed at `where`, each row with the cells of these columns."""
         places = [at for at, column in enumerate(self.columns) if column.where in ("everywhere", where)]
         rows = [row for row in self.rows if row.where in ("everywhere", where)]
         return [self.columns[at] for at in places], [
@@ -380,24 +380,24 @@ class Table:
 
 
 def without_columns(table: Table, titles: Collection[str]) -> Table:
-    """A table without the columns of these titles, in which there is nothing to show."""
+    """`table` without the columns of these titles."""
     places = [at for at, column in enumerate(table.columns) if column.title not in titles]
     rows = tuple(replace(row, cells=tuple(row.cells[at] for at in places)) for row in table.rows)
     return replace(table, columns=tuple(table.columns[at] for at in places), rows=rows)
 
 
 def facts_table(rows: Sequence[tuple[str, str]]) -> Table:
-    """A table of two columns without headings: name and text."""
+    """A table of names and texts, without headings."""
     return Table("", (Column(""), Column("")), tuple(Row((Cell(name), Cell(text))) for name, text in rows))
 
 
 def _visible(text: str) -> str:
-    """`text` with characters that steer instead of being seen written out."""
+    """`text` with control characters escaped."""
     return plain(text, lines=True)
 
 
 def _style(cell: Cell) -> str:
-    """How the terminal shows a cell that is not as it should be, or is the best of its row."""
+    """Style of a cell on the terminal."""
     if cell.flag or cell.tone == "bad":
         return "bold red"
     return "bold" if cell.tone == "best" else ""
@@ -413,7 +413,7 @@ def _number(kind: str) -> Markup:
 
 
 def _html_text(text: str) -> Markup:
-    """Text of a heading; a line break in it is one on the page."""
+    """Text of a heading as HTML, with its line breaks."""
     return Markup("<br>").join(escape(_visible(line)) for line in text.split("\n"))
 
 
@@ -423,7 +423,7 @@ def _html_row(row: Row, columns: Sequence[Column]) -> Markup:
         heading = Markup('<th scope="rowgroup" colspan="{}">{}</th>').format(len(columns), _html_cell(row.cells[0]))
         return Markup("<tr{}>{}</tr>").format(kind, heading)
     first, *rest = row.cells
-    # A row whose heading explains itself needs room for it; short names are kept on one line.
+    # A heading with long notes may be wrapped; short names stay on one line.
     width = Markup(' class="measure"') if sum(map(len, first.notes)) > 40 else Markup("")
     cells = Markup("").join(
         Markup('<td{} data-label="{}">{}</td>').format(_classes(column, cell), column.title, _html_cell(cell))
@@ -433,7 +433,7 @@ def _html_row(row: Row, columns: Sequence[Column]) -> Markup:
 
 
 def _html_cell(cell: Cell) -> Markup:
-    # A space between value and interval: what is copied from the page keeps them apart.
+    # Spaces separate value and interval when text is copied from the page.
     dot = (
         Markup('<span class="swatch" style="background:{}"></span>').format(cell.colour) if cell.colour else Markup("")
     )

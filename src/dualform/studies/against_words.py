@@ -9,8 +9,8 @@ from dualform.report.numerals import MISSING, count, finite, known, percent, sig
 from dualform.report.palette import learner_noun, learner_nouns, learners_in_order
 from dualform.report.phrases import (
     OUTSIDE,
-    apart,
     capital,
+    compare_intervals,
     counted,
     gap_in_prose,
     is_few,
@@ -139,7 +139,7 @@ def _comparison(result: Result, first: str, second: str) -> _Comparison:
         return _Comparison(1 if gap > 0 else -1, reason)
     if is_few(result.accuracy[first]) or is_few(result.accuracy[second]):
         return _Comparison(None, "too few answers")
-    order = apart(result.accuracy[first].ci95, result.accuracy[second].ci95)
+    order = compare_intervals(result.accuracy[first].ci95, result.accuracy[second].ci95)
     return _Comparison(order, "95 % intervals overlap" if order == 0 else "95 % intervals do not overlap")
 
 

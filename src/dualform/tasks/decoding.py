@@ -147,7 +147,7 @@ def unpack(content: bytes, most: int, path: Path) -> bytes:
     except (EOFError, zlib.error) as error:
         raise TaskError(f"{show_path(path)} is damaged: {plain(str(error))}. Compress it again.") from error
     if len(unpacked) > most:
-        raise TaskError(f"{show_path(path)} unpacks to more than {most:,} bytes. {size_remedy()}")
+        raise TaskError(f"{show_path(path)} decompresses to more than {most:,} bytes. {size_remedy()}")
     return unpacked
 
 

@@ -205,7 +205,7 @@ class Task:
         if self.label_words is not None:
             n_answers, what = len(self.label_words), f"labels ({', '.join(self.label_words)})"
         elif not example.choices:
-            raise TaskError(f"{where}: the row has no choices and the task has no label words. Give one of the two.")
+            raise TaskError(f"{where}: no choices, and the task has no label words. Give one of the two.")
         else:
             n_answers, what = len(example.choices), "choices"
             if any(not choice.strip() for choice in example.choices):

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from dualform.report.phrases import apart
+from dualform.report.phrases import compare_intervals
 from dualform.result import Accuracy, Calibrated, PairedTest, Predictions, Result, Similarity
 from dualform.studies.baseline_words import chance_level, collapsed
 from dualform.studies.comparison.similarity_words import judged_by, layers_above_floor
@@ -53,9 +53,9 @@ def test_intervals_that_overlap_show_no_difference():
 
 def test_touching_intervals_overlap_and_unknown_ones_have_no_order():
     interval = (0.0, 0.2)
-    assert apart(interval, (0.2, 0.4)) == 0
-    assert (apart(interval, (0.21, 0.4)), apart((0.21, 0.4), interval)) == (-1, 1)
-    assert apart(interval, (None, 0.4)) is None
+    assert compare_intervals(interval, (0.2, 0.4)) == 0
+    assert (compare_intervals(interval, (0.21, 0.4)), compare_intervals((0.21, 0.4), interval)) == (-1, 1)
+    assert compare_intervals(interval, (None, 0.4)) is None
 
 
 def test_without_intervals_no_order_is_claimed():

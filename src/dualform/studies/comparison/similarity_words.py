@@ -8,8 +8,8 @@ from dualform.report.measures import control_of, controls_in_order, in_order, me
 from dualform.report.numerals import count, finite, known, rounded, rounded_interval
 from dualform.report.palette import learner_nouns
 from dualform.report.phrases import (
-    apart,
     capital,
+    compare_intervals,
     in_points,
     is_few,
     listed,
@@ -136,7 +136,7 @@ def _compared_with_chance(result: Result) -> list[str]:
         if score is None or random is None or finite(score.mean) is None or finite(random.mean) is None:
             continue
         numbers = f"{name} {score_in_prose(score)}, random direction {score_in_prose(random)}"
-        order = apart(score.ci95, random.ci95)
+        order = compare_intervals(score.ci95, random.ci95)
         if order is None:
             return [f"Similarity of the two updates: {numbers}; without intervals there is no conclusion."]
         if order == 0:

@@ -9,8 +9,8 @@ their intervals support.
 from dualform.report.numerals import finite, percent, scaled, significant
 from dualform.report.palette import learner_noun, learner_nouns, learners_in_order
 from dualform.report.phrases import (
-    apart,
     capital,
+    compare_intervals,
     gap_in_prose,
     is_few,
     share_with_named_interval,
@@ -76,7 +76,7 @@ def _best_learner(result: Result) -> list[str]:
     others = [key for key in _means(result) if key not in best]
     if is_few(accuracy):
         return [f"{sentence} {_TOO_FEW}"]
-    orders = {key: apart(accuracy.ci95, result.accuracy[key].ci95) for key in others}
+    orders = {key: compare_intervals(accuracy.ci95, result.accuracy[key].ci95) for key in others}
     overlapping = [key for key in others if orders[key] == 0]
     if not others:
         return [sentence]
@@ -105,7 +105,7 @@ def _icl_compared_with_ft(result: Result) -> list[str]:
         comparison = f"ICL is {size} {'above' if gap > 0 else 'below'} finetuning"
     if test is not None:
         return [f"{comparison}{describe_test(test)}"]
-    order = apart(icl.ci95, ft.ci95)
+    order = compare_intervals(icl.ci95, ft.ci95)
     if order is None:
         return [f"{comparison}; without intervals this may be due to chance."]
     if order == 0:

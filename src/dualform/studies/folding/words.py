@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dualform.report.numerals import count, decimal, decimal_interval, finite, known, percent, percent_interval
 from dualform.report.phrases import (
     OUTSIDE,
-    apart,
     capital,
+    compare_intervals,
     difference,
     difference_interval,
     is_undefined,
@@ -312,7 +312,7 @@ def _other_methods(folding: Folding) -> list[str]:
         names = listed([_with_accuracy(point) for point in equal])
         clauses.append(f"not significantly different from {'it' if lower else 'the best'}: {names}")
     sentences = [f"{capital('; '.join(clauses))}."] if clauses else []
-    useless = [point for point in points if apart(point.accuracy.ci95, folding.zero_shot.ci95) in (0, -1)]
+    useless = [point for point in points if compare_intervals(point.accuracy.ci95, folding.zero_shot.ci95) in (0, -1)]
     if useless:
         names = listed([f"“{point.value}”" for point in useless])
         sentences.append(f"Not significantly more accurate than zero-shot: {names}.")
@@ -341,7 +341,7 @@ def _along(axis: str, points: Sequence[FoldPoint]) -> list[str]:
         -1: ", a significant decrease",
         0: ", no significant difference",
         None: "; no intervals, so no conclusion",
-    }[apart(last.accuracy.ci95, first.accuracy.ci95)]
+    }[compare_intervals(last.accuracy.ci95, first.accuracy.ci95)]
     if best is not first and best is not last:
         sentence += f"; the highest is {percent(best.accuracy.mean)} at {best.value}"
         if apart(best.accuracy.ci95, first.accuracy.ci95) == 1 and apart(best.accuracy.ci95, last.accuracy.ci95) == 1:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from dualform.paired_t import paired_t_test, student_interval
 from dualform.report.numerals import MISSING, Interval, count, finite, known
-from dualform.report.phrases import apart
+from dualform.report.phrases import compare_intervals
 from dualform.result import Estimate, Paired
 from dualform.studies.momentum.result import (
     MomentumArm,

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from dualform.report.numerals import decimal, finite, known, percent, significant
-from dualform.report.phrases import apart, difference, difference_interval, listed, plural
+from dualform.report.phrases import compare_intervals, difference, difference_interval, listed, plural
 from dualform.result import Paired
 from dualform.studies.momentum.figures import (
     MOMENTUM,

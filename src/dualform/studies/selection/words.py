@@ -7,7 +7,7 @@ queries. A choice is said to inflate a learner's accuracy only if the 95 % inter
 from dualform.report.measures import in_order, measure_of
 from dualform.report.numerals import count, decimal, decimal_interval, finite, known, significant
 from dualform.report.palette import learner_style, learners_in_order
-from dualform.report.phrases import apart, difference, difference_interval, is_few, listed, plural
+from dualform.report.phrases import compare_intervals, difference, difference_interval, is_few, listed, plural
 from dualform.result import Estimate
 from dualform.studies.baseline_words import guessing_sentences
 from dualform.studies.selection.result import Choice, ChoiceScore, SelectionResult
@@ -95,7 +95,7 @@ def _sign(estimate: Estimate) -> int | None:
     """1 if the interval lies above zero, -1 if below, 0 if it contains zero; None without one or for few answers."""
     if is_few(estimate):
         return None
-    return apart(estimate.ci95, (0.0, 0.0))
+    return compare_intervals(estimate.ci95, (0.0, 0.0))
 
 
 def _optimism(choice: Choice) -> list[str]:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dualform.report.numerals import finite, known, percent
 from dualform.report.palette import learner_style, learners_in_order
 from dualform.report.phrases import (
-    apart,
     capital,
+    compare_intervals,
     plural,
     points,
     points_interval,
@@ -100,7 +100,7 @@ def _effect_of_calibration(noun: str, before: Behaviour, after: Behaviour) -> st
         -1: "more spread than before",
         0: "the spread does not change significantly",
         None: "no intervals, so no conclusion on the spread",
-    }[apart(old.sd_ci95, new.sd_ci95)]
+    }[compare_intervals(old.sd_ci95, new.sd_ci95)]
     return f"{sentence}: {verdict}."
 
 

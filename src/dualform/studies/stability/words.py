@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dualform.report.numerals import finite, known, percent
 from dualform.report.palette import learner_style, learners_in_order
 from dualform.report.phrases import (
-    apart,
     capital,
+    compare_intervals,
     difference,
     difference_interval,
     listed,
@@ -123,7 +123,7 @@ def _variance(model: ModelStability) -> list[str]:
             -1: "the order matters more than the set",
             0: "the shares of set and order do not differ significantly",
             None: "no intervals, so no conclusion on set and order",
-        }[apart(split.set_ci95, split.order_ci95)]
+        }[compare_intervals(split.set_ci95, split.order_ci95)]
         sentences.append(f"{sentence}, {percent(shares['order'], 0)} from its order{queries}; {verdict}.")
     return sentences
 
