@@ -92,7 +92,7 @@ def test_dealt_labels_stay_within_each_examples_own_choices(make_task):
 def test_balanced_multiple_choice_balances_the_index_of_the_right_choice(make_task):
     task = make_task([0] * 30 + [1] * 6, words=None, choices=("a", "b"))
     assert Counter(draw_demonstrations(task, 12, 0, balanced=True).labels) == {0: 6, 1: 6}
-    with pytest.raises(TaskError, match="only 6 rows with correct choice 1"):
+    with pytest.raises(TaskError, match="has 6 rows with correct choice 1"):
         draw_demonstrations(task, 14, 0, balanced=True)
 
 
@@ -226,10 +226,10 @@ def test_more_than_the_pool_holds_is_refused_with_both_numbers(make_task):
 
 def test_a_class_too_small_for_balance_is_named(make_task):
     task = make_task([0] * 20 + [1] * 3, label_names=("negative", "positive"))
-    with pytest.raises(TaskError, match=r"only 3 rows with label 1 \(positive\), too few for 8 .* at most 6"):
+    with pytest.raises(TaskError, match=r"has 3 rows with label 1 \(positive\), too few for 8 .* at most 6"):
         draw_demonstrations(task, 8, 1, balanced=True)
     assert draw_demonstrations(task, 6, 1, balanced=True).k_effective == 6
-    with pytest.raises(TaskError, match=r"more than 0 rows of label 1 \(good\)"):
+    with pytest.raises(TaskError, match=r"has 0 rows with label 1 \(good\)"):
         draw_demonstrations(make_task([0] * 9), 4, 1, balanced=True)
 
 

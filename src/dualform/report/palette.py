@@ -2,8 +2,8 @@
 
 `LEARNERS` lists dualform's own learners; a learner of another package defines its own names and colour.
 
-The colours are those of Okabe and Ito (2008), which remain distinguishable with common colour-vision deficiencies. Black
-and yellow are not used, because each is invisible on one of the two backgrounds.
+The colours are those of Okabe and Ito (2008), which remain distinguishable with common colour-vision deficiencies.
+Black and yellow are not used, because each is invisible on one of the two backgrounds.
 """
 
 import math

@@ -221,7 +221,7 @@ def spread_table(results: GroupResults) -> Table:
             flag = "collapsed" if key in collapsed_learners else ""
             cells += [
                 Cell(None, "points", override=text, notes=notes),
-                Cell(top, "share", shown=percent(top), flag=flag),
+                Cell(top, "share", override=percent(top), flag=flag),
             ]
         seeds = max((len(each.per_seed) for each in result.accuracy.values()), default=0)
         rows.append(Row((_linked(group), Cell(seeds, "count"), *cells)))

@@ -222,7 +222,7 @@ def _class_too_small(task: Task, label: int, k: int, n_classes: int) -> TaskErro
     )
     n_rows = sum(example.label == label for example in task.demonstration_pool)
     return TaskError(
-        f"train of task {task.name!r} has only {n_rows} rows with {label_text}, too few for {k} balanced "
+        f"train of task {task.name!r} has {n_rows} rows with {label_text}, too few for {k} balanced "
         f"demonstrations. Request at most {n_rows * n_classes}, or draw without balancing the classes."
     )
 

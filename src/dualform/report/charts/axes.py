@@ -70,8 +70,8 @@ class Names:
     """By which the names are turned."""
     ruled: bool = False
     """Whether rows are ruled off from one another."""
-    shown: Sequence[str] | Sequence[int] | None = None
-    """The names that are written; all without it."""
+    labelled: Sequence[str] | Sequence[int] | None = None
+    """Names that get a label; None for all."""
 
     def channel(self, kind: type[alt.X] | type[alt.Y], field: str | None = None) -> alt.X | alt.Y:
         """The axis for a layer that reads another field; by default its own."""
@@ -81,7 +81,7 @@ class Names:
             grid=self.ruled,
             ticks=False,
             tickBand="extent" if self.ruled else alt.Undefined,
-            values=alt.Undefined if self.shown is None else [*self.shown],
+            values=alt.Undefined if self.labelled is None else [*self.labelled],
             labelLimit=self.room,
             labelPadding=6,
             labelAngle=self.angle if kind is alt.X else alt.Undefined,

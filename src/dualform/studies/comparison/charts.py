@@ -295,7 +295,7 @@ def _head_panel(title: str, heads: Sequence[Sequence[Any]]) -> alt.LayerChart:
 def _counted(field: str, n: int, most: int) -> Names:
     """An axis of the numbers from 0 to `n - 1`, with about `most` labels."""
     numbers = list(range(n))
-    return Names(field, numbers, field, shown=numbers[:: max(1, n // most)])
+    return Names(field, numbers, field, labelled=numbers[:: max(1, n // most)])
 
 
 def _trial_panel(learner: str, trials: Sequence[Trial]) -> alt.LayerChart:
