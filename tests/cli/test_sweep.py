@@ -56,7 +56,7 @@ def test_a_sweep_runs_reports_its_failures_and_resumes_from_its_folder(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none.yaml"], "none.yaml is not there"),
+        (["none.yaml"], "none.yaml does not exist"),
         (["grid.yaml", "--resume", "--out", "nothing"], "nothing holds no sweep to resume"),
         (["grid.yaml", "--engine", "dask"], "unknown engine 'dask': choose one of local, ray, slurm"),
         (["grid.yaml", "--retries", "-1"], "retries -1 must be 0 or more"),
