@@ -115,7 +115,7 @@ def test_a_chart_below_a_file_is_refused(dualform: Command, finished: Path) -> N
     done = dualform("report", finished, "--chart", "tickets.csv/accuracy.svg")
 
     assert done.code == 2
-    assert "cannot write tickets.csv: a file of that name is in the way. Choose another folder" in done.message
+    assert "cannot write tickets.csv: a file of that name exists. Choose another folder" in done.message
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "gpt2"])

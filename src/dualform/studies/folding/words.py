@@ -149,7 +149,7 @@ def transfer_sentences(transfer: Sequence[Transfer]) -> list[str]:
         if finite(each.difference.mean) is not None:
             interval = f", {difference_interval(each.difference.ci95)}" if known(each.difference.ci95) else ""
             figures = f"“{each.task}” ({difference(each.difference.mean)} points{interval})"
-            groups.setdefault(apart(each.difference.ci95, (0.0, 0.0)), []).append(figures)
+            groups.setdefault(compare_intervals(each.difference.ci95, (0.0, 0.0)), []).append(figures)
     clauses = _comparison_clauses(groups, "the base model", "an interval")
     return [f"On other tasks, the folded model is {'; '.join(clauses)}."] if clauses else []
 
@@ -186,7 +186,7 @@ def composition_sentences(compositions: Sequence[Composition]) -> list[str]:
             if alone is None or finite(alone.mean) is None or finite(accuracy.mean) is None:
                 continue
             figures = f"“{task}” ({percent(accuracy.mean)}, alone {percent(alone.mean)})"
-            groups.setdefault(apart(accuracy.ci95, alone.ci95), []).append(figures)
+            groups.setdefault(compare_intervals(accuracy.ci95, alone.ci95), []).append(figures)
         clauses = _comparison_clauses(groups, "the task's own fold", "intervals")
         if clauses:
             sentences.append(f"The sum “{parts_name(each)}” is {'; '.join(clauses)}.")
@@ -236,7 +236,7 @@ def _best(folding: Folding) -> list[str]:
         elif finite(best.recovered.mean) is not None:
             interval = f" ({percent_interval(best.recovered.ci95)})" if known(best.recovered.ci95) else ""
             sentence += f" and recovers {percent(best.recovered.mean)}{interval} of the prompt's gain over zero-shot"
-            if known(best.recovered.ci95) is None or apart(best.icl.ci95, folding.zero_shot.ci95) != 1:
+            if known(best.recovered.ci95) is None or compare_intervals(best.icl.ci95, folding.zero_shot.ci95) != 1:
                 sentence += "; but that gain is not significant, so the share means little"
         sentences.append(f"{sentence}.")
     if len(points) > 1:
@@ -284,7 +284,7 @@ def _compared_with(accuracy: Estimate, others: Sequence[tuple[str, Estimate]]) -
     """`significantly more accurate than zero-shot, and not significantly different from in-context learning`."""
     groups: dict[int | None, list[str]] = {}
     for name, other in others:
-        groups.setdefault(apart(accuracy.ci95, other.ci95), []).append(name)
+        groups.setdefault(compare_intervals(accuracy.ci95, other.ci95), []).append(name)
     words = {
         1: "significantly more accurate than {}",
         -1: "significantly less accurate than {}",
@@ -301,8 +301,8 @@ def _other_methods(folding: Folding) -> list[str]:
     if best is None or len(points) < 2:
         return []
     others = [point for point in points if point is not best and finite(point.accuracy.mean) is not None]
-    lower = [point for point in others if apart(point.accuracy.ci95, best.accuracy.ci95) == -1]
-    equal = [point for point in others if apart(point.accuracy.ci95, best.accuracy.ci95) == 0]
+    lower = [point for point in others if compare_intervals(point.accuracy.ci95, best.accuracy.ci95) == -1]
+    equal = [point for point in others if compare_intervals(point.accuracy.ci95, best.accuracy.ci95) == 0]
     clauses = []
     if lower:
         clauses.append(
@@ -344,7 +344,10 @@ def _along(axis: str, points: Sequence[FoldPoint]) -> list[str]:
     }[compare_intervals(last.accuracy.ci95, first.accuracy.ci95)]
     if best is not first and best is not last:
         sentence += f"; the highest is {percent(best.accuracy.mean)} at {best.value}"
-        if apart(best.accuracy.ci95, first.accuracy.ci95) == 1 and apart(best.accuracy.ci95, last.accuracy.ci95) == 1:
+        if (
+            compare_intervals(best.accuracy.ci95, first.accuracy.ci95) == 1
+            and compare_intervals(best.accuracy.ci95, last.accuracy.ci95) == 1
+        ):
             sentence += ", significantly above both ends"
     named = [point for point in known_points if number_of(point) is None]
     if named:
@@ -360,7 +363,11 @@ def _compare_names(points: Sequence[FoldPoint]) -> str:
     best = best_point(points)
     assert best is not None
     accuracies = f"accuracy is {_with_names(points)}"
-    equal = [point for point in points if point is not best and apart(best.accuracy.ci95, point.accuracy.ci95) != 1]
+    equal = [
+        point
+        for point in points
+        if point is not best and compare_intervals(best.accuracy.ci95, point.accuracy.ci95) != 1
+    ]
     if not equal:
         return f"{accuracies}; “{best.value}” is significantly better than all others"
     if len(equal) == len(points) - 1:

@@ -133,7 +133,7 @@ def _uneven(choice: Choice) -> str:
     """Whether the choice inflates the accuracy of one learner more than that of the other."""
     if not {"icl", "ft"} <= set(choice.scores):
         return ""
-    order = apart(choice.scores["icl"].optimism.ci95, choice.scores["ft"].optimism.ci95)
+    order = compare_intervals(choice.scores["icl"].optimism.ci95, choice.scores["ft"].optimism.ci95)
     if not order:
         return ""
     more, less = ("icl", "ft") if order == 1 else ("ft", "icl")
@@ -214,7 +214,7 @@ def _similarity(result: SelectionResult) -> list[str]:
         if score_range is not None and finite(score_range.mean) is not None:
             interval = f" ({decimal_interval(score_range.ci95)})" if known(score_range.ci95) else ""
             sentence += f", a range of {decimal(score_range.mean)}{interval}"
-        order = apart(highest[1].ci95, lowest[1].ci95)
+        order = compare_intervals(highest[1].ci95, lowest[1].ci95)
         verdict = {
             1: "their intervals do not overlap, so it depends on the choice",
             0: "their intervals overlap, so it does not differ significantly between choices",
