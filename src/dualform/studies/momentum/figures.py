@@ -133,7 +133,7 @@ def mean_accuracy(arm: MomentumArm) -> float | None:
 
 def side(paired: Paired | None) -> int | None:
     """1 if the interval of a difference is above 0, -1 if it is below, 0 if it contains 0, None without an interval."""
-    return None if paired is None else apart(paired.ci95, (0.0, 0.0))
+    return None if paired is None else compare_intervals(paired.ci95, (0.0, 0.0))
 
 
 def added_parameters(report: MomentumReport, arm: MomentumArm) -> int | None:

@@ -194,7 +194,7 @@ def regression_table(result: MomentumResult) -> Table:
                 Row(
                     (
                         # Only in the first row of each block.
-                        Cell(condition, "number", shown=f"{condition:g}" if place == 0 else ""),
+                        Cell(condition, "number", override=f"{condition:g}" if place == 0 else ""),
                         Cell(name, colour=colour),
                         Cell(None, "score") if last is None else estimate_cell(last),
                         BLANK if paired is None else _change(paired),
@@ -277,11 +277,11 @@ def shares_with_the_paper(result: MomentumResult) -> bool:
 def _published(row: PaperMomentumComparison) -> list[Cell]:
     vanilla, momentum = row.published
     if row.share:
-        change = Cell(momentum - vanilla, "difference", shown=f"{difference(momentum - vanilla)} points")
+        change = Cell(momentum - vanilla, "difference", override=f"{difference(momentum - vanilla)} points")
         return [*(Cell(each, "share") for each in row.published), change]
     relative_change = momentum / vanilla - 1
-    change = Cell(relative_change, "number", shown=f"{100 * relative_change:+.2f} %")
-    return [*(Cell(each, "number", shown=perplexity_text(each)) for each in row.published), change]
+    change = Cell(relative_change, "number", override=f"{100 * relative_change:+.2f} %")
+    return [*(Cell(each, "number", override=perplexity_text(each)) for each in row.published), change]
 
 
 def _own(row: PaperMomentumComparison, estimate: Estimate | None) -> Cell:

@@ -301,7 +301,9 @@ def paper_sentences(report: MomentumReport) -> list[str]:
         1: "lies above it, a smaller gain or none",
         -1: "lies below it, a larger gain",
     }
-    place = "lies above 0, a loss" if side(paired) == 1 else places[apart(ends, (published, published)) or 0]
+    place = (
+        "lies above 0, a loss" if side(paired) == 1 else places[compare_intervals(ends, (published, published)) or 0]
+    )
     text += f"; the interval of “{arm.name}” here, for another model and other text, {place}"
     if side(paired) == 0 and (ends[1] - ends[0]) / 2 > abs(published):
         text += ", but is too wide to detect so small a difference"
@@ -383,7 +385,7 @@ def _lowest(report: MomentumReport, length: str | None) -> list[str]:
             continue
         paired = between(best, arm, length)
         # Arms with different baselines are not paired: their own intervals of perplexity are compared.
-        place = side(paired) if paired is not None else apart(estimate.ci95, arm.perplexity[length].ci95)
+        place = side(paired) if paired is not None else compare_intervals(estimate.ci95, arm.perplexity[length].ci95)
         if place is None:
             unsure.append(arm.name)
         elif place != -1:
