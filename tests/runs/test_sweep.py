@@ -365,7 +365,7 @@ def test_a_store_that_the_driver_cannot_access_ends_the_sweep(place: Path) -> No
 
     failure = state.seeds[0].failure
     assert failure is not None
-    assert failure.message.endswith("give a --store that all reach")
+    assert failure.message.endswith("give a --store that all machines can access")
     assert failure.attempts == 3
 
 
