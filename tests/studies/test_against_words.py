@@ -52,7 +52,7 @@ def test_the_example_gets_a_paragraph_each_on_accuracy_agreement_and_cost():
     assert cost == (
         "Cheaper in operations, adaptation included, than a prompt that is read with every query: finetuning and LoRA "
         "after 3 queries, the linear probe unknown, folding after 13 queries. Cheaper than a prompt whose keys and "
-        "values are kept: finetuning after 244 queries, LoRA never, the linear probe unknown, folding after 1,084 "
+        "values are cached: finetuning after 244 queries, LoRA never, the linear probe unknown, folding after 1,084 "
         "queries."
     )
 
@@ -104,7 +104,7 @@ def test_finetuning_is_described_where_nothing_was_folded():
     _, agreement, cost = choice_sentences(result)
     assert agreement.startswith("Finetuning agrees with in-context learning on 90 % (88 to 92 %) of the queries")
     assert "a prompt that is read with every query: finetuning after 1 query. Cheaper than" in cost
-    assert cost.endswith("are kept: finetuning unknown.")
+    assert cost.endswith("are cached: finetuning unknown.")
 
 
 def test_a_share_of_a_gain_that_is_not_significant_gets_a_caution():

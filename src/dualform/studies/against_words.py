@@ -242,7 +242,7 @@ def _cost(result: Result) -> list[str]:
     kept = _break_evens(result, keys, kept=True)
     return [
         f"Cheaper in operations, adaptation included, than a prompt that is read with every query: {reread}. "
-        f"Cheaper than a prompt whose keys and values are kept: {kept}."
+        f"Cheaper than a prompt whose keys and values are cached: {kept}."
     ]
 
 

@@ -319,7 +319,7 @@ def test_whether_to_prompt_finetune_or_fold_comes_first(html):
     text = against_of(html)
     assert text.startswith("Prompt, finetune or fold? In-context learning and folding do not differ significantly")
     assert "folded 70.9 % 67.7 to 74.1 % 88.4 % 86.4 to 90.4 % 94.3 % 80.3 to 108.3 % 4.00 8.41 13 1,084" in text
-    assert "in-context (ICL) 72.1 % 68.1 to 76.1 % 0.320 330 kept: 12.1" in text
+    assert "in-context (ICL) 72.1 % 68.1 to 76.1 % 0.320 330 cached: 12.1" in text
     nothing = f"{MISSING} {MISSING}"
     assert f"70.2 % 68.2 to 72.2 % 57.9 % 43.9 to 71.9 % {nothing} {MISSING} {MISSING}" in text
 
