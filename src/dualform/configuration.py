@@ -1,4 +1,4 @@
-"""Settings from YAML or Python to a checked configuration, with all mistakes in one message."""
+"""Validate settings from YAML or Python, reporting all mistakes in one message."""
 
 import re
 from datetime import date
@@ -34,29 +34,29 @@ _Config = TypeVar("_Config", bound=BaseModel)
 
 
 def checked(kind: type[_Config], settings: dict[str, Any], about: str = "") -> _Config:
-    """Settings as a configuration.
+    """A configuration with these settings.
 
     Args:
-        kind: Of configuration.
-        settings: Its fields.
-        about: Stands in front of the message.
+        kind: Class of the configuration.
+        settings: Values of its fields.
+        about: Beginning of the error message.
 
     Raises:
-        ConfigError: All that is wrong, in one message.
+        ConfigError: At least one setting is invalid; the message lists all of them.
     """
     # Pydantic takes truth values for 1 and 0, and YAML takes `yes` and `on` for truth values.
     problems = _truth_values(kind, settings)
     try:
-        made = kind(**settings)
+        config = kind(**settings)
         if not problems:
-            return made
+            return config
         raise ConfigError(about + _listed(problems))
     except ValidationError as error:
         refused = {".".join(map(str, problem["loc"])).partition(".")[0] for problem in error.errors()}
         problems = [problem for problem in problems if re.split(r"[:.]", problem)[0] not in refused]
         for problem in error.errors():
             where = ".".join(str(part) for part in problem["loc"])
-            given = f" (given {_shown(problem['input'])})" if where and problem["type"] != "missing" else ""
+            given = f" (given {_abbreviate(problem['input'])})" if where and problem["type"] != "missing" else ""
             quotes = f"; {QUOTES}" if problem["type"] == "string_type" and _was_unquoted(problem["input"]) else ""
             what = problem["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
             problems.append(f"{where + ': ' if where else ''}{what}{given}{quotes}")
@@ -73,7 +73,7 @@ def _truth_values(kind: type[BaseModel], settings: dict[str, Any], group: str = 
         types = _types_in(field.annotation)
         given = list(value) if isinstance(value, list | tuple) else [value]
         if any(isinstance(one, bool) for one in given) and {int, float} & types and bool not in types:
-            problems.append(f"{group}{name}: should be a number (given {_shown(value)}); {QUOTES_NUMBER}")
+            problems.append(f"{group}{name}: should be a number (given {_abbreviate(value)}); {QUOTES_NUMBER}")
         elif isinstance(value, dict):
             for inner in types:
                 if isinstance(inner, type) and issubclass(inner, BaseModel):
@@ -95,19 +95,19 @@ def _was_unquoted(value: Any) -> bool:
 
 def _listed(problems: list[str]) -> str:
     """Problems in one sentence: the first so many, none of them a page long."""
-    shown = [text if len(text) <= _LONGEST_PROBLEM else f"{text[:_LONGEST_PROBLEM]} ..." for text in problems[:_MOST]]
+    texts = [text if len(text) <= _LONGEST_PROBLEM else f"{text[:_LONGEST_PROBLEM]} ..." for text in problems[:_MOST]]
     more = f"; and {len(problems) - _MOST} more" if len(problems) > _MOST else ""
-    return "; ".join(shown) + more
+    return "; ".join(texts) + more
 
 
-def _shown(value: Any) -> str:
+def _abbreviate(value: Any) -> str:
     """A value for a message, its middle left out where it is long."""
     try:
-        shown = repr(value)
+        text = repr(value)
     # An integer of too many digits cannot be written out; a deep list recurses.
     except (ValueError, RecursionError):
         return f"a value of type {type(value).__name__}"
-    return plain(shown if len(shown) <= _LONGEST_SHOWN else f"{shown[: _LONGEST_SHOWN - 20]} ... {shown[-15:]}")
+    return plain(text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 20]} ... {text[-15:]}")
 
 
 def read_settings(path: Path, what: str = "configuration") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Text from data sets, models and stores, made harmless for a terminal, a log and a table.
+"""Escape control characters in text from data sets, models and stores, for terminals, logs and tables.
 
 Such text may hold escape sequences that recolour or rewrite a terminal, marks that turn the direction of writing, and
 characters that no one sees. They are shown for what they are, as Python would write them.
@@ -16,7 +16,7 @@ _MARKS = 8
 
 
 def plain(text: str, *, lines: bool = False) -> str:
-    r"""`text` with every character that steers instead of being seen written out, such as `\x1b` or `\u202e`.
+    r"""`text` with control and invisible characters escaped, such as `\x1b` or `\u202e`.
 
     Args:
         text: From anywhere.
@@ -27,12 +27,12 @@ def plain(text: str, *, lines: bool = False) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    shown, marks = [], 0
+    characters, marks = [], 0
     for character in text:
         marks = marks + 1 if unicodedata.category(character) in ("Mn", "Me") else 0
         fits = _is_plain(character, lines) and marks <= _MARKS
-        shown.append(character if fits else _written_out(character))
-    return "".join(shown)
+        characters.append(character if fits else _written_out(character))
+    return "".join(characters)
 
 
 def _is_plain(character: str, lines: bool) -> bool:

@@ -1,22 +1,22 @@
-"""How long work says how far it is, to whoever draws the bar."""
+"""The interface for reporting progress to a progress bar."""
 
 from typing import Protocol
 
 
 class Progress(Protocol):
-    """Receives the amount of work ahead, then pieces of it as they are done."""
+    """Receives the total amount of work, then the parts of it as they are completed."""
 
     def start(self, total: float) -> None:
-        """So much work lies ahead, in tokens read or in steps."""
+        """Set the total amount of work, in tokens or steps."""
         ...
 
     def advance(self, amount: float, doing: str) -> None:
-        """So much of it is done; `doing` is what comes next, in a few words."""
+        """Report `amount` as completed; `doing` describes the next part in a few words."""
         ...
 
 
 class SilentProgress:
-    """Says nothing."""
+    """Reports nothing."""
 
     def start(self, total: float) -> None:
         """Ignore."""

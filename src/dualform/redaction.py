@@ -1,4 +1,4 @@
-"""URLs without what lets somebody in: the names, passwords and keys that may stand in them."""
+"""Remove user names, passwords and keys from URLs."""
 
 import re
 
@@ -11,8 +11,8 @@ def redacted(text: str) -> str:
     """`text` with the credentials of every URL in it replaced by `***`.
 
     Args:
-        text: A URL, or a message or traceback that may quote some. What stands between `://` and the last `@` of a URL
-            goes, because keys may hold any sign, and so does everything behind a `?`.
+        text: A URL, or a message or traceback that may contain some. Everything between `://` and the last `@` of a URL
+            is removed, because keys may contain any character, and so is everything after a `?`.
     """
     if "://" not in text:
         return text

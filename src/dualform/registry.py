@@ -1,12 +1,12 @@
-"""Learners, measures, controls, studies and sources of tasks by name, from this package and from others.
+"""Registries of learners, measures, controls, studies and task sources, from this package and others.
 
-A package adds one by an entry point, without a fork of this one:
+Another package adds one with an entry point:
 
     [project.entry-points."dualform.learners"]
     centroid = "my_package:CENTROID"
 
-dualform's own are listed in `OWN` and, word for word, in its `pyproject.toml`. They are read from the list, so that a
-source tree works whose installed metadata is missing or older; a test holds the two together.
+dualform's own entries are listed in `OWN` and, identically, in its `pyproject.toml` (a test compares the two). They are
+read from `OWN`, so that a source tree works even if its installed metadata is missing or outdated.
 """
 
 import sys
@@ -116,7 +116,7 @@ class Registry(Generic[Entry]):
         """The entry of this name.
 
         Raises:
-            ConfigError: Nothing has this name, two packages use it, or what the entry point names is no such entry.
+            ConfigError: There is no such entry, two packages define it, or the object has the wrong type.
         """
         if problems := self.problems([name]):
             raise ConfigError(problems[0])
@@ -138,12 +138,12 @@ class Registry(Generic[Entry]):
         return (self[name] for name in self.names())
 
     def get(self, name: str) -> Entry | None:
-        """The entry of this name; None where nothing has it, such as a package that is not installed here."""
+        """The entry of this name; None if there is none, for example because its package is not installed."""
         known = name in self
         return self[name] if known else None
 
     def problems(self, names: Iterable[str]) -> list[str]:
-        """What keeps these names from being used, one sentence each."""
+        """Reasons why these names cannot be used, one sentence each."""
         names = list(names)
         known = self.names()
         found = []

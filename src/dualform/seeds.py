@@ -1,6 +1,6 @@
-"""Seeds and other whole numbers as people write them: `3`, `1..7`, `1,4,9`. The same in commands, files and Python.
+"""Parse seeds and other whole numbers, such as `3`, `1..7` or `1,4,9`, in commands, files and Python.
 
-A range is counted before it is expanded, so a slip such as `1..99999999` costs nothing.
+The size of a range is checked before it is expanded, so a typo such as `1..99999999` is harmless.
 """
 
 import re
@@ -32,15 +32,15 @@ def parse_whole_numbers(text: str, name: str = "seeds") -> tuple[int, ...]:
     for part in text.split(","):
         match = _PART.fullmatch(part)
         if match is None or max(len(match[1]), len(match[2] or "")) > _LONGEST:
-            raise ConfigError(f"{name} {_shown(text)} should look like 3, 1..7 or 1,4,9")
+            raise ConfigError(f"{name} {_abbreviate(text)} should look like 3, 1..7 or 1,4,9")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise ConfigError(f"{name} {_shown(text)}: {first}..{last} runs backwards; write {last}..{first}")
+            raise ConfigError(f"{name} {_abbreviate(text)}: {first}..{last} runs backwards; write {last}..{first}")
         if last - first >= MOST_SEEDS:
-            raise ConfigError(f"{name} {_shown(text)}: {first}..{last} are more than {MOST_SEEDS} {name}")
+            raise ConfigError(f"{name} {_abbreviate(text)}: {first}..{last} are more than {MOST_SEEDS} {name}")
         ranges.append((first, last))
     if sum(last - first + 1 for first, last in ranges) > MOST_SEEDS:
-        raise ConfigError(f"{name} {_shown(text)} are more than {MOST_SEEDS} {name}")
+        raise ConfigError(f"{name} {_abbreviate(text)} are more than {MOST_SEEDS} {name}")
     return tuple(number for first, last in ranges for number in range(first, last + 1))
 
 
@@ -74,5 +74,5 @@ Seeds = Annotated[tuple[int, ...], BeforeValidator(read_seeds)]
 """Type of a configuration's seeds."""
 
 
-def _shown(text: str) -> str:
+def _abbreviate(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")

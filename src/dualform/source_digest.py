@@ -56,8 +56,8 @@ def digest_of_source(package: Path) -> str:
 
 
 def _digest_of_files(files: Mapping[str, Path], beginning: str) -> str:
-    found = hashlib.sha256(beginning.encode())
+    digest = hashlib.sha256(beginning.encode())
     for name, path in sorted(files.items()):
         content = path.read_bytes().replace(b"\r\n", b"\n")
-        found.update(f"\n{name} {hashlib.sha256(content).hexdigest()}".encode())
-    return found.hexdigest()[:16]
+        digest.update(f"\n{name} {hashlib.sha256(content).hexdigest()}".encode())
+    return digest.hexdigest()[:16]

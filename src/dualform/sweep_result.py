@@ -1,4 +1,4 @@
-"""What a sweep found: the schema of `sweep.json`, which `runs` write and `report` reads."""
+"""The schema of `sweep.json`, the result of a sweep, which `runs` write and `report` reads."""
 
 from typing import Any, Literal
 
@@ -57,7 +57,7 @@ class SweepGroup(Record):
     result: AnyResult | None
     """None while a seed's cell is missing altogether; else over the seeds that finished."""
     missing_seeds: tuple[int, ...] = ()
-    """Seeds that were asked for and failed."""
+    """Requested seeds that failed."""
 
 
 class SweepResult(Record):
@@ -84,7 +84,7 @@ class SweepResult(Record):
     seconds: Number
     """Wall-clock time of the last call; earlier calls of a resumed sweep are not in it."""
     warnings: list[str] = Field(default_factory=list)
-    """What to know before believing it."""
+    """What to consider before relying on the numbers, one sentence each."""
 
     @classmethod
     def from_json(cls, text: str) -> "SweepResult":

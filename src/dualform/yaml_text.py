@@ -1,7 +1,7 @@
-"""YAML from anyone, read without surprises: no object is built, nothing expands without end, no key is given twice.
+"""Read YAML from untrusted sources.
 
-A few lines of YAML can stand for more values than there is memory (aliases of aliases), nest deeper than Python's
-stack, or name one key twice, where the last would silently win. All of these are looked for before a value is made.
+A few lines of YAML can expand to more values than fit into memory (aliases of aliases), nest deeper than Python's
+stack, or repeat a key, of which the last would silently win. All of these are rejected before a value is constructed.
 """
 
 import re
@@ -18,9 +18,9 @@ from dualform.plain_text import plain
 LARGEST = 32 << 20
 """Bytes of a file of settings."""
 MOST_VALUES = 2_000_000
-"""Values that a text may stand for once its aliases are written out."""
+"""Maximum number of values in a text after expanding its aliases."""
 DEEPEST = 50
-"""Levels of lists and mappings within each other."""
+"""Maximum depth of nested lists and mappings."""
 
 
 # libyaml's parser where the installed PyYAML has it: the one in Python takes seconds for a megabyte.
@@ -35,7 +35,7 @@ class _RefusedError(ValueError):
 
 
 def read_yaml(path: Path, error: type[DualformError], what: str = "YAML file") -> Any:
-    """The value that a YAML file holds.
+    """The value in a YAML file.
 
     Args:
         path: A regular file of at most `LARGEST` bytes, UTF-8.
@@ -150,7 +150,7 @@ def _require_single_keys(node: yaml.MappingNode) -> None:
 
 
 def _in_one_line(fault: Exception) -> str:
-    shown = " ".join(plain(str(fault), lines=True).split())
+    text = " ".join(plain(str(fault), lines=True).split())
     # PyYAML's names for a text that it was given without a file.
-    shown = re.sub(r' in "<(unicode|byte) string>",', " at", shown)
-    return (shown if len(shown) <= 300 else f"{shown[:300]} ...").rstrip(".") + "."
+    text = re.sub(r' in "<(unicode|byte) string>",', " at", text)
+    return (text if len(text) <= 300 else f"{text[:300]} ...").rstrip(".") + "."

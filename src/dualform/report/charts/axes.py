@@ -1,4 +1,4 @@
-"""Axes of numbers and of names, and what is shown for a mark under the pointer."""
+"""Axes of numbers and of names, and tooltips."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 
 Hint = str | tuple[str, str] | tuple[str, str, str]
-"""A field; or a field and its format, which is empty for text; or both and its title."""
+"""A line of a tooltip: a field, optionally with its format (empty for text) and its title."""
 
 
 @dataclass(frozen=True)
@@ -18,24 +18,24 @@ class Numbers:
     title: str | None = None
     format: str | None = None
     domain: Sequence[float] | None = None
-    """Both ends; from the data without it."""
+    """Both ends; None to determine them from the data."""
     log: bool = False
     zero: bool = False
-    """Whether zero is always shown."""
+    """Whether the axis always includes zero."""
     nice: bool = True
     """Whether the axis ends at a tick."""
     padding: int = 0
-    """Pixels left free at both ends."""
+    """Free space at both ends, in pixels."""
     ticks: int | Sequence[float] = 5
-    """How many, about; or where."""
+    """Approximate number of ticks, or their values."""
     grid: bool = True
     clamp: bool = False
-    """Whether what lies beyond the domain is drawn at its edge."""
+    """Whether values outside the domain are drawn at its edge."""
     labels: str | None = None
-    """A Vega expression for the text of a tick, in place of a format."""
+    """A Vega expression for the labels of ticks, instead of a format."""
 
     def channel(self, kind: type[alt.X] | type[alt.Y], field: str | None = None) -> alt.X | alt.Y:
-        """The axis for a layer that reads another field; by default its own."""
+        """The encoding of the axis, optionally for a layer that uses another field."""
         scale = alt.Scale(
             type="log" if self.log else "linear",
             zero=alt.Undefined if self.log else self.zero,
@@ -59,22 +59,22 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Names:
-    """An axis of names, each with a row or column of its own, in their order."""
+    """An axis of names, with one row or column for each, in the given order."""
 
     field: str
     names: Sequence[str] | Sequence[int]
     title: str | None = None
     room: int = 200
-    """Pixels for the longest name."""
+    """Maximum width of a name in pixels."""
     angle: int = 0
-    """By which the names are turned."""
+    """Rotation of the names, in degrees."""
     ruled: bool = False
-    """Whether rows are ruled off from one another."""
+    """Whether lines separate the rows."""
     labelled: Sequence[str] | Sequence[int] | None = None
     """Names that get a label; None for all."""
 
     def channel(self, kind: type[alt.X] | type[alt.Y], field: str | None = None) -> alt.X | alt.Y:
-        """The axis for a layer that reads another field; by default its own."""
+        """The encoding of the axis, optionally for a layer that uses another field."""
         padding = 0 if self.ruled else alt.Undefined
         axis = alt.Axis(
             title=self.title,
@@ -96,7 +96,7 @@ class Names:
 
 
 def shares(field: str, title: str | None, values: Iterable[float], **others: Any) -> Numbers:
-    """An axis of shares in [0, 1] around some values: the same for all panels that are compared."""
+    """An axis of shares that covers the range of `values`, with a margin but within [0, 1]."""
     low, high = _ends(values)
     margin = max(0.02, 0.05 * (high - low))
     domain = (max(0.0, low - margin), min(1.0, high + margin))
@@ -104,14 +104,14 @@ def shares(field: str, title: str | None, values: Iterable[float], **others: Any
 
 
 def around(values: Iterable[float], *, least: float = 0.02, part: float = 0.05) -> tuple[float, float]:
-    """Both ends of an axis around some values, with a margin that is a part of their span and at least so wide."""
+    """Both ends of an axis that covers `values` with a margin: `part` of their range, but at least `least`."""
     low, high = _ends(values)
     margin = max(least, part * (high - low))
     return low - margin, high + margin
 
 
 def hints(*fields: Hint) -> list[alt.Tooltip]:
-    """What is shown for a mark under the pointer, line by line."""
+    """The lines of a tooltip."""
     lines = []
     for each in fields:
         field, spec, title = (*((each,) if isinstance(each, str) else each), "", "")[:3]
@@ -121,10 +121,10 @@ def hints(*fields: Hint) -> list[alt.Tooltip]:
 
 
 def interval_hints(spec: str, n: str = "n") -> tuple[Hint, ...]:
-    """The lines for a 95 % interval and for what it is of."""
+    """The lines of a tooltip for a 95 % interval and its n."""
     return ("low", spec, "95 % from"), ("high", spec, "to"), ("n", ",", n)
 
 
 def _ends(values: Iterable[float]) -> tuple[float, float]:
-    found = [*values]
-    return min(found, default=0.0), max(found, default=1.0)
+    values = [*values]
+    return min(values, default=0.0), max(values, default=1.0)

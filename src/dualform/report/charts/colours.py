@@ -14,7 +14,7 @@ _Encoding = TypeVar("_Encoding", alt.Color, alt.Shape, alt.StrokeDash)
 
 
 class LegendLook(TypedDict, total=False):
-    """Further properties of a legend, named as in Vega-Lite."""
+    """Further properties of a legend, with their names in Vega-Lite."""
 
     titleOrient: Literal["left", "top"]
     direction: Literal["horizontal", "vertical"]
@@ -26,28 +26,28 @@ class LegendLook(TypedDict, total=False):
 
 
 def learner_scale(keys: Sequence[str]) -> alt.Scale:
-    """Colours of a field that holds learners' titles."""
+    """Colour scale for a field of learners' titles."""
     styles = [learner_style(key) for key in keys]
     return alt.Scale(domain=[style.title for style in styles], range=[style.colour for style in styles])
 
 
 def learner_colours(keys: Sequence[str], legend: alt.Legend | None) -> alt.Color:
-    """Colour by the field `learner`, which holds titles."""
+    """Colour by the field `learner`, which contains titles."""
     return alt.Color("learner:N", scale=learner_scale(keys), legend=legend)
 
 
 def colours(field: str, named: Mapping[str, str], legend: alt.Legend | None = None) -> alt.Color:
-    """Colour by a field of names, each with a CSS colour."""
+    """Colour by a field of names, with a CSS colour for each."""
     return _encode(alt.Color, field, named, legend)
 
 
 def shapes(field: str, named: Mapping[str, str], legend: alt.Legend | None = None) -> alt.Shape:
-    """Shape by a field of names, each with a shape of Vega's."""
+    """Shape by a field of names, with a Vega shape for each."""
     return _encode(alt.Shape, field, named, legend)
 
 
 def dashes(field: str, named: Mapping[str, Sequence[int]], legend: alt.Legend | None = None) -> alt.StrokeDash:
-    """Dashes by a field of names, each with lengths of stroke and gap in pixels."""
+    """Dashes by a field of names, with lengths of stroke and gap in pixels for each."""
     return _encode(alt.StrokeDash, field, {name: [*each] for name, each in named.items()}, legend)
 
 
@@ -60,17 +60,17 @@ def legend(
     title: str | None = None,
     **look: Unpack[LegendLook],
 ) -> alt.Legend:
-    """A legend in rows above or below a chart.
+    """A legend above or below a chart.
 
     Args:
-        columns: Names in a row.
-        symbol: `circle`, or `stroke` for lines with dashes; without it, what the marks are.
-        below: Whether it stands below: on a narrow screen the menu of the chart may cover it above.
-        grey: For shapes: their colour, since black vanishes on a dark screen.
-        title: Its heading.
+        columns: Number of names in a row.
+        symbol: `circle`, or `stroke` for dashed lines; by default the shape of the marks.
+        below: Whether to place the legend below the chart, where the menu of the chart cannot cover it.
+        grey: Whether to draw the symbols in grey, because black shapes are invisible on a dark screen.
+        title: Heading of the legend.
         look: Further properties.
     """
-    # Strokes are long enough for dashes to be told from one another.
+    # Strokes must be long enough to distinguish dashes.
     size = 400 if symbol == "stroke" else 100
     return alt.Legend(
         title=title,

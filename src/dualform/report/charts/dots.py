@@ -1,4 +1,4 @@
-"""Means as dots with their intervals, one row each; seeds as small dots below them, levels to compare with as lines."""
+"""Dot charts: means with intervals, one per row; small dots for seeds, and dashed lines for reference levels."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
@@ -11,36 +11,36 @@ from dualform.report.numerals import finite, known
 from dualform.result import Estimate, Paired
 
 ROW_HEIGHT = 36
-"""Pixels of a row."""
+"""Height of a row in pixels."""
 LANE_HEIGHT = 20
-"""Pixels of a dot that shares its row with others."""
+"""Height in pixels of each dot in a row with several."""
 
 
 def interval_row(estimate: Estimate | Paired | None, factor: float = 1.0) -> dict[str, Any] | None:
-    """`mean`, `low`, `high` and `n` of an estimate as data of a chart; None without a mean.
+    """`mean`, `low`, `high` and `n` of an estimate as data for a chart; None without a mean.
 
     Args:
         estimate: The estimate.
-        factor: For units: 100 for shares in points.
+        factor: Factor for conversion of units, such as 100 for shares in points.
     """
     mean = finite(estimate.mean) if estimate is not None else None
     if estimate is None or mean is None:
         return None
-    # Without an interval the stroke shrinks to the dot.
+    # Without an interval the stroke has length zero.
     low, high = known(estimate.ci95) or (mean, mean)
     return {"mean": factor * mean, "low": factor * low, "high": factor * high, "n": estimate.n}
 
 
 def dot_rows(named: Mapping[str, Estimate], row: str = "learner", value: str = "accuracy") -> list[dict[str, Any]]:
-    """The data of `share_chart`: a row for each estimate that has a mean.
+    """Data for `share_chart`: a row for each estimate that has a mean.
 
     Args:
-        named: Estimates by what stands on the axis.
-        row: Field that holds the name.
-        value: Field that holds the mean.
+        named: Estimates by their name on the axis.
+        row: Field for the name.
+        value: Field for the mean.
     """
-    found = [(name, interval_row(estimate)) for name, estimate in named.items()]
-    return [{row: name, value: each.pop("mean")} | each for name, each in found if each is not None]
+    rows = [(name, interval_row(estimate)) for name, estimate in named.items()]
+    return [{row: name, value: each.pop("mean")} | each for name, each in rows if each is not None]
 
 
 def dot_chart(
@@ -57,20 +57,20 @@ def dot_chart(
     title: str | None = None,
     **size: Unpack[Size],
 ) -> alt.LayerChart:
-    """Dots with intervals along an axis of numbers, a row a name; with `lanes`, several dots a row.
+    """A chart of dots with intervals, one row per name; with `lanes`, several dots per row.
 
     Args:
-        rows: Each with the fields of the axes, `low` and `high`.
-        names: The rows.
+        rows: Rows with the fields of the axes, `low` and `high`.
+        names: The axis of names.
         values: The axis of numbers.
-        colour: Of intervals and dots.
-        hover: What is shown for a dot under the pointer.
-        lanes: Names that stand side by side within a row.
-        seeds: Single runs, with the same fields but an interval, and `seed`.
-        levels: Values drawn as dashed lines, each with its name.
-        zero: Whether zero is a line.
-        title: Its heading.
-        size: As for `Plot.chart`; by default so high that rows have room.
+        colour: Colour of intervals and dots.
+        hover: Content of the tooltips.
+        lanes: Names of the dots within a row.
+        seeds: Single runs, with the fields of the axes and `seed`.
+        levels: Values and names of dashed lines.
+        zero: Whether to draw a line at zero.
+        title: Heading of the chart.
+        size: See `Plot.chart`; by default the height follows from the number of rows.
     """
     plot = Plot(values, names, colour=colour, hover=hover, lanes=lanes)
     for level, name in levels:
@@ -81,7 +81,7 @@ def dot_chart(
     plot.dots(rows, size=70 if lanes else 130)
     if seeds:
         hints = (names.field, "seed", (values.field, values.format or ".3f"))
-        # Below the interval, so that neither hides the other.
+        # Below the interval, so that they do not overlap.
         plot.dots(seeds, size=26, opacity=0.55, hover=hints, aside=11)
     row = LANE_HEIGHT * len(lanes.names) + 8 if lanes else ROW_HEIGHT
     usual: Size = {"height": row * len(names.names) + 10}
@@ -102,20 +102,20 @@ def share_chart(
     hover: Sequence[Hint] = (),
     **size: Unpack[Size],
 ) -> alt.LayerChart:
-    """Shares in [0, 1] as dots with intervals, on an axis around them.
+    """A dot chart of shares in [0, 1], whose axis covers only the range of the data.
 
     Args:
-        rows: As `dot_rows` makes them.
-        colour: Of intervals and dots.
-        title: Of the axis of shares.
+        rows: Rows made by `dot_rows`.
+        colour: Colour of intervals and dots.
+        title: Title of the axis of shares.
         row: Field with the name on the other axis.
         value: Field with the mean.
-        value_title: Its name under the pointer.
-        seeds: Single runs, with the fields `row`, `value` and `seed`.
-        levels: Values drawn as dashed lines, each with its name.
-        lanes: Names that stand side by side within a row.
-        hover: What is shown beyond name, mean, interval and n.
-        size: As for `Plot.chart`.
+        value_title: Name of the mean in the tooltips.
+        seeds: Single runs, with the fields named by `row` and `value`, and `seed`.
+        levels: Values and names of dashed lines.
+        lanes: Names of the dots within a row.
+        hover: Further content of the tooltips, after name, mean, interval and n.
+        size: See `Plot.chart`.
     """
     ends = [float(each[end]) for each in rows for end in ("low", "high")]
     axis = shares(value, title, ends + [float(each[value]) for each in seeds] + [level for level, _ in levels])

@@ -1,4 +1,4 @@
-"""Lines over an axis, one a series, with their intervals as bands."""
+"""Line charts with intervals."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from dualform.report.charts.axes import Hint, Names, Numbers
 from dualform.report.charts.plot import Plot, Rows, Size
 
 MOST_DECADES = 8
-"""Decades of a log axis above which some get no tick."""
+"""Number of decades on a log axis above which some have no tick."""
 
 
 def line_chart(
@@ -28,21 +28,21 @@ def line_chart(
     title: str | None = None,
     **size: Unpack[Size],
 ) -> alt.LayerChart:
-    """Lines with a point under the pointer for each row.
+    """A chart with one line per colour, and a tooltip for each row.
 
     Args:
-        rows: Each with the fields of both axes, of colour and dash; with `low` and `high` for bands.
-        x: The axis below.
-        y: The axis on the left.
-        colour: Of the lines, which it tells apart.
-        hover: What is shown for a point under the pointer.
+        rows: Rows with the fields of both axes, of the colour and the dash; for intervals also `low` and `high`.
+        x: The horizontal axis.
+        y: The vertical axis.
+        colour: Colour of the lines, which separates the series.
+        hover: Content of the tooltips.
         dash: Dashes of the lines.
-        bands: Whether intervals are drawn as bands.
-        strokes: Whether they are drawn as a stroke for each row.
-        zero: Whether zero is a line.
-        dots: Size of the points that are seen, in square pixels; none are without it.
-        title: Its heading.
-        size: As for `Plot.chart`.
+        bands: Whether to draw intervals as bands.
+        strokes: Whether to draw intervals as a stroke for each row.
+        zero: Whether to draw a line at zero.
+        dots: Size of the points, in square pixels; 0 makes them invisible.
+        title: Heading of the chart.
+        size: See `Plot.chart`.
     """
     plot = Plot(x, y, colour=colour, hover=hover)
     if zero:
@@ -57,15 +57,15 @@ def line_chart(
 
 
 def log_ticks(values: Sequence[float], *, within: bool = False) -> list[float]:
-    """Ticks of a log axis: Vega draws a line at each of 1 to 9 in every decade.
+    """Ticks of a log axis, to replace Vega's, which are at 1 to 9 in every decade.
 
     Args:
-        values: What lies on the axis, above zero.
-        within: Whether ticks beyond the smallest and the largest value are left out.
+        values: The positive values on the axis.
+        within: Whether to omit ticks outside the range of the values.
 
     Returns:
-        Powers of ten from below the smallest to above the largest value, some left out where they are many; with 2 and
-        5 of each where they are few.
+        Powers of ten that enclose the values, also multiplied by 2 and 5 if there are at most two decades; some are
+        omitted if there are many decades.
     """
     smallest, largest = min(values), max(values)
     low, high = math.floor(math.log10(smallest)), math.ceil(math.log10(largest))

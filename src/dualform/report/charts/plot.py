@@ -1,4 +1,4 @@
-"""A chart in the making: two axes, given once, and the marks that are laid over one another between them.
+"""Build a chart from two axes and layers of marks.
 
     plot = Plot(x=shares("mean", "accuracy", ends), y=Names("learner", names), colour=learner_colours(keys))
     plot.level(0.5, "chance")
@@ -6,7 +6,7 @@
     plot.dots(rows)
     chart = plot.chart(height=200)
 
-Text from data sets enters as data only, never as a field name or an expression.
+Text from data sets is used only as data, never as a field name or an expression.
 """
 
 import math
@@ -23,12 +23,12 @@ from dualform.report.palette import MEASURE_COLOUR
 
 Rows = Sequence[Mapping[str, Any]]
 Channel = alt.Color | alt.Detail | alt.Fill | alt.FillOpacity | alt.Opacity | alt.Shape | alt.StrokeDash
-"""An encoding that a mark has for itself, beyond its places."""
+"""An encoding of a mark other than its position."""
 
 NAME_HEIGHT = 12
-"""Pixels from the name of one line to that of the next above it."""
+"""Vertical distance between the names of two lines, in pixels."""
 NAME_PART = 0.25
-"""Part of an axis that the name of a line may take; lines that are closer have their names above one another."""
+"""Share of an axis that the name of a line may take; the names of closer lines are placed above each other."""
 
 
 _Encoding = Channel | alt.Text | alt.X | alt.X2 | alt.XOffset | alt.Y | alt.Y2 | alt.YOffset
@@ -36,14 +36,14 @@ _Mark = Literal["area", "bar", "line", "point", "rect", "rule", "text", "tick"]
 
 
 class Size(TypedDict, total=False):
-    """Of a chart, as for `Plot.chart`."""
+    """Size of a chart in pixels; see `Plot.chart`."""
 
     width: int
     height: int
 
 
 class Look(TypedDict, total=False):
-    """Properties of a mark, named as in Vega-Lite; sizes and lengths are in pixels."""
+    """Properties of a mark, with their names in Vega-Lite; sizes and lengths are in pixels."""
 
     align: Literal["left", "center", "right"]
     baseline: Literal["top", "middle", "bottom"]
@@ -70,18 +70,18 @@ class Look(TypedDict, total=False):
 
 
 class Plot:
-    """Marks between two axes, in the order in which they are added.
+    """Layers of marks between two axes, drawn in the order in which they are added.
 
-    Values run along x where y holds names, and along y otherwise: intervals lie in that direction, and levels stand
-    across it.
+    Values run along x if y is an axis of names, and along y otherwise. Intervals are drawn along the axis of values,
+    and levels across it.
 
     Args:
-        x: The axis below.
-        y: The axis on the left.
-        colour: Of all marks: an encoding, or a CSS colour.
-        hover: What is shown for a mark under the pointer; the same for all marks that are given no hints of their own.
-        lanes: What stands side by side within a row or column of names: further names, or numbers in [0, 1] for places.
-        detail: Field that tells lines apart which nothing else does.
+        x: The horizontal axis.
+        y: The vertical axis.
+        colour: Colour of all marks: an encoding or a CSS colour.
+        hover: Content of the tooltips, for all marks without their own.
+        lanes: Positions within a row or column of names: further names, or numbers in [0, 1].
+        detail: Field that separates lines of the same colour.
     """
 
     def __init__(
@@ -110,12 +110,12 @@ class Plot:
         hover: Sequence[Hint] = (),
         **look: Unpack[Look],
     ) -> None:
-        """A stroke for each row, between two fields."""
+        """Draw a stroke for each row, from one field to another."""
         usual: Look = {"strokeWidth": width, "strokeCap": "round"}
         self._span(rows, "rule", low, high, hover, usual | look)
 
     def bands(self, rows: Rows, **look: Unpack[Look]) -> None:
-        """An area between `low` and `high`; none where no row has both, of which Vega would warn."""
+        """Draw an area between `low` and `high`, unless no row has both, which would make Vega warn."""
         if any(row["low"] is not None and row["high"] is not None for row in rows):
             usual: Look = {"opacity": 0.2}
             self._span(rows, "area", "low", "high", (), usual | look)
@@ -128,13 +128,13 @@ class Plot:
         aside: float = 0,
         **look: Unpack[Look],
     ) -> None:
-        """A point for each row.
+        """Draw a point for each row.
 
         Args:
             rows: The data.
-            channels: Encodings of its own.
-            hover: Hints of its own.
-            aside: Pixels by which it stands beside its row or column.
+            channels: Encodings of this layer.
+            hover: Tooltips of this layer.
+            aside: Distance from the centre of the row or column, in pixels.
             look: Further properties of the mark; its size is an area, in square pixels.
         """
         usual: Look = {"filled": True, "size": 100}
@@ -146,17 +146,17 @@ class Plot:
         self._add(rows, "point", usual | look | offset, *channels, hover=hover)
 
     def line(self, rows: Rows, *channels: Channel, width: float = 2, **look: Unpack[Look]) -> None:
-        """A line through all rows of a colour."""
+        """Draw a line through all rows of the same colour."""
         usual: Look = {"strokeWidth": width}
         self._add(rows, "line", usual | look, *channels, hover=None)
 
     def links(self, rows: Rows, end: str, *, width: float = 1, **look: Unpack[Look]) -> None:
-        """A stroke along the axis of places, from a row's own place to that in the field `end`."""
+        """Draw a stroke across the axis of values for each row, from its position to that in the field `end`."""
         usual: Look = {"strokeWidth": width}
         self._add(rows, "rule", usual | look, alt.X2(f"{end}:Q") if self._upright else alt.Y2(f"{end}:Q"), hover=None)
 
     def ticks(self, rows: Rows, *, field: str, hover: Sequence[Hint] = (), **look: Unpack[Look]) -> None:
-        """A short stroke across the axis of values for each row, at the value in a field."""
+        """Draw a short stroke across the axis of values for each row, at the value in `field`."""
         usual: Look = {"orient": "vertical"}
         self._add(rows, "tick", usual | look, field=field, hover=hover)
 
@@ -169,14 +169,14 @@ class Plot:
         hover: Sequence[Hint] = (),
         **look: Unpack[Look],
     ) -> None:
-        """The text in the field `words`, for each row; hints show over it as over what it stands on.
+        """Draw a text for each row, with the same tooltip as the mark below it.
 
         Args:
             rows: The data.
-            words: The field of the text.
-            channels: Encodings of its own.
-            field: The field of the value at which it stands; that of the axis without it.
-            hover: Hints of its own.
+            words: Field of the text.
+            channels: Encodings of this layer.
+            field: Field of the value at which the text is placed; by default that of the axis.
+            hover: Tooltips of this layer.
             look: Further properties of the mark.
         """
         self._add(rows, "text", look, alt.Text(f"{words}:N"), *channels, field=field, hover=hover)
@@ -190,15 +190,15 @@ class Plot:
         hover: Sequence[Hint] = (),
         **look: Unpack[Look],
     ) -> None:
-        """A bar from one field to another."""
+        """Draw a bar for each row, from one field to another."""
         self._span(rows, "bar", start, end, hover, look, *channels)
 
     def cells(self, rows: Rows, *channels: Channel, **look: Unpack[Look]) -> None:
-        """A coloured cell for each row of a map between two axes of names."""
+        """Draw a coloured cell for each row, between two axes of names."""
         self._add(rows, "rect", look, *channels)
 
     def level(self, value: float, name: str, spec: str = ".1%") -> None:
-        """A dashed line across the axis of values, with its name above; above that those of lines close by."""
+        """Draw a dashed line across the axis of values, with its name above the plot."""
         base = self._level(value)
         line = base.mark_rule(strokeDash=[4, 4], color=MEASURE_COLOUR, strokeWidth=1.5)
         row = self._free_row(value)
@@ -211,29 +211,29 @@ class Plot:
         ]
 
     def thin(self, value: float = 0.0, **look: Unpack[Look]) -> None:
-        """A line without a name across the axis of values."""
+        """Draw a line without a name across the axis of values."""
         usual: Look = {"strokeWidth": 1, "color": RULE_COLOUR}
         self._layers.append(self._level(value, "level").mark_rule(**(usual | look)))
 
     def levels(self, rows: Rows, hover: Sequence[Hint]) -> None:
-        """A dashed line at `at` for each row, in the row's colour."""
+        """Draw a dashed line at `at` for each row, in the row's colour."""
         look: Look = {"strokeDash": [5, 4], "strokeWidth": 1.6}
         base = self._data(rows, hover).mark_rule(**(look | self._ink()))
         self._layers.append(base.encode(self._channel(self._values, "at"), *self._colours()))
 
     def across(self, places: Sequence[float]) -> None:
-        """Dashed lines along the axis of values, at places of the other axis."""
+        """Draw dashed lines along the axis of values, at positions of the other axis."""
         base = self._data([{"at": place} for place in places]).encode(self._channel(self._places, "at"))
         self._layers.append(base.mark_rule(strokeDash=[4, 4], color=MEASURE_COLOUR))
 
     def chart(self, *, width: int = WIDE, height: int, title: str | None = None, offset: int = 20) -> alt.LayerChart:
-        """The chart.
+        """The finished chart.
 
         Args:
-            width: Pixels of the plot.
-            height: Pixels of the plot.
-            title: Its heading.
-            offset: Pixels from the heading to the plot; names of levels stand between them.
+            width: Width of the plot in pixels.
+            height: Height of the plot in pixels.
+            title: Heading.
+            offset: Distance from the heading to the plot, in pixels; names of levels are placed between them.
         """
         above = offset + NAME_HEIGHT * max((row for _, row in self._levels), default=0)
         heading = alt.Undefined if title is None else panel_title(title, above)
@@ -254,7 +254,7 @@ class Plot:
         field: str | None = None,
         hover: Sequence[Hint] | None = (),
     ) -> None:
-        """Add a layer; its values are in `field`, and without `hover` (None) it shows no hints."""
+        """Add a layer whose values are in `field`; `hover=None` means no tooltips, () the plot's own."""
         encodings: list[_Encoding] = [self._channel(self._places), self._channel(self._values, field), *channels]
         if not ("color" in look or any(isinstance(each, alt.Color) for each in channels)):
             encodings += self._colours()
@@ -274,7 +274,7 @@ class Plot:
         return kind(f"{lanes.field}:N", sort=[*lanes.names], scale=scale)
 
     def _free_row(self, value: float) -> int:
-        """The lowest row in which the name of a level meets no other."""
+        """The lowest row in which the name of a level does not overlap with another."""
         domain = self._values.domain if isinstance(self._values, Numbers) else None
         near = math.inf if domain is None else NAME_PART * (domain[1] - domain[0])
         taken = {row for other, row in self._levels if abs(value - other) < near}
@@ -284,7 +284,7 @@ class Plot:
         return self._data([{field: value}]).encode(self._channel(self._values, field))
 
     def _data(self, rows: Rows, hover: Sequence[Hint] = ()) -> alt.Chart:
-        # altair copies a chart whenever it is layered or concatenated: lists row by row, a tuple not at all.
+        # altair copies a chart's lists row by row whenever it is layered or concatenated, but does not copy tuples.
         base = alt.Chart(alt.Data(values=tuple(dict(row) for row in rows)))
         return base.encode(tooltip=hints(*hover)) if hover else base
 

@@ -1,4 +1,4 @@
-"""A chart as a file: for a paper, for a browser, or as data."""
+"""Save a chart to a file."""
 
 from pathlib import Path
 from typing import Literal
@@ -14,18 +14,21 @@ FORMATS: tuple[Format, ...] = ("svg", "png", "pdf", "html", "json")
 
 
 def save_chart(chart: alt.TopLevelMixin, path: Path) -> None:
-    """Write a chart to `path`, whose ending says how: .svg, .pdf or .png for a paper, .html, or .json (Vega-Lite).
+    """Save a chart in the theme of a light page.
 
-    It looks as on a page with a light background. The HTML file holds all it needs and works offline.
+    Args:
+        chart: The chart.
+        path: File to write. Its suffix determines the format: .svg, .pdf, .png, .html (self-contained) or .json
+            (Vega-Lite).
 
     Raises:
-        ConfigError: The ending is none of these.
+        ConfigError: The suffix is none of these.
         StorageError: The file cannot be written.
     """
     kind = next((each for each in FORMATS if path.suffix.lower() == f".{each}"), None)
     if kind is None:
-        endings = ", ".join(f".{each}" for each in FORMATS)
-        raise ConfigError(f"cannot save a chart as {path.name!r}: its ending must be one of {endings}.")
+        suffixes = ", ".join(f".{each}" for each in FORMATS)
+        raise ConfigError(f"cannot save a chart as {path.name!r}. Use one of the suffixes {suffixes}.")
     with atomic_write(path) as temporary, alt.theme.enable(THEME):
         if kind == "html":
             chart.save(str(temporary), format=kind, inline=True)

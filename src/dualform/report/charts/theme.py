@@ -1,7 +1,7 @@
-"""The one look of all charts: fonts, sizes, and colours on a light background and on a page's own.
+"""The theme of all charts: fonts, sizes and colours, on a light background and on a page.
 
-The theme is registered with altair as `dualform` and applied where a chart is saved or put on a page; importing it
-changes no setting. In a notebook, `altair.theme.enable("dualform")` gives charts of one's own the same look.
+The theme is registered with altair as `dualform` and applied when a chart is saved or placed on a page. Importing this
+module does not change altair's settings. In a notebook, `altair.theme.enable("dualform")` applies it to other charts.
 """
 
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ import altair as alt
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 
 RULE_COLOUR = "#8F98A2"
-"""Of thin lines at zero and of companions in the background; visible on white and on black."""
+"""Colour of thin lines, such as the one at zero; visible on white and on black."""
 
 
 @dataclass(frozen=True)
 class Inks:
-    """Colours of all that is not data."""
+    """Colours and font of everything but the data."""
 
     text: str
     soft: str
@@ -26,7 +26,7 @@ class Inks:
 
 LIGHT = Inks("#1c2024", "#5b646e", "#dfe3e7")
 OF_PAGE = Inks("var(--text)", "var(--soft)", "var(--line)", "var(--font)")
-"""The variables of the page's style sheet, so that a picture follows the reader's screen."""
+"""Variables of the page's style sheet, so that a picture adapts to the reader's colour scheme."""
 
 
 def config(inks: Inks = LIGHT, background: str = "transparent") -> alt.theme.ConfigKwds:
@@ -63,11 +63,11 @@ def config(inks: Inks = LIGHT, background: str = "transparent") -> alt.theme.Con
 
 
 THEME = "dualform"
-"""The name under which altair knows it."""
+"""Name of the theme in altair."""
 
 
 def theme() -> alt.theme.ThemeConfig:
-    """The theme on white, as altair wants it."""
+    """The theme with a white background, for altair."""
     return {"config": config(LIGHT, "white")}
 
 
