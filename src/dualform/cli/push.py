@@ -14,8 +14,10 @@ def push(
     folder: Annotated[Path, typer.Argument(help="Folder written by dualform fold", show_default=False)],
     repository: Annotated[str, typer.Argument(help="OWNER/NAME on the hub", show_default=False)],
     upload: Annotated[bool, option("Upload the folder; otherwise it is only checked and shown", OUTPUT)] = False,
-    public: Annotated[bool, option("Create a public repository (private)", OUTPUT)] = False,
-    accept_terms: Annotated[bool, option("Confirm that you keep to the terms of the base model", OUTPUT)] = False,
+    public: Annotated[bool, option("Create a public repository instead of a private one", OUTPUT)] = False,
+    accept_terms: Annotated[
+        bool, option("Confirm that you accept the terms of the base model's licence", OUTPUT)
+    ] = False,
     message: Annotated[str | None, option("Commit message", OUTPUT)] = None,
 ) -> None:
     """Show what would be uploaded to the hub; with --upload, upload it in one commit to a private repository.

@@ -19,17 +19,20 @@ CLUSTER = "Cluster"
 def sweep(
     file: Annotated[Path, typer.Argument(help="A YAML grid, a Python file, or the folder of a sweep")],
     engine: Annotated[str, option("local, ray or slurm (local)", RUNNING)] = "local",
-    workers: Annotated[int | None, option("Cells at a time (one for every two cores, two at least)", RUNNING)] = None,
+    workers: Annotated[int | None, option("Cells at a time (one for every two cores, at least two)", RUNNING)] = None,
     threads: Annotated[int | None, option("Threads per worker (cores divided by workers)", RUNNING)] = None,
-    resume: Annotated[bool, option("Require that the sweep was started before", RUNNING, "--resume")] = False,
+    resume: Annotated[
+        bool, option("Continue a sweep that was started before; an error if there is none", RUNNING, "--resume")
+    ] = False,
     dry_run: Annotated[bool, option("Estimate the cost of the sweep, and stop", RUNNING, "--dry-run")] = False,
-    retries: Annotated[int, option("Further attempts for a cell whose worker died (2)", RUNNING)] = 2,
+    retries: Annotated[int, option("Retries of a cell whose worker died (2)", RUNNING)] = 2,
     max_cells: MaxCells = None,
     trust_remote_code: TrustRemoteCode = False,
     out: Annotated[Path | None, option("Folder of the sweep. Default: runs/sweep-NAME", OUTPUT, "--out")] = None,
     overwrite: Annotated[bool, option("Replace another sweep in --out", OUTPUT)] = False,
     store: Annotated[
-        str | None, option("Folder or URL of finished cells ($DUALFORM_STORE, else runs/store)", OUTPUT)
+        str | None,
+        option("Folder or URL in which finished cells are stored ($DUALFORM_STORE, else runs/store)", OUTPUT),
     ] = None,
     as_json: Annotated[bool, option("Print sweep.json to standard output", OUTPUT, "--json")] = False,
     track: Track = "none",

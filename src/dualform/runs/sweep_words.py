@@ -418,7 +418,7 @@ def _similarity(results: list[tuple[SweepGroup, Result]]) -> list[str]:
         reaching = [group for _, ends, group in scores if ends[0] > 0 and ends[1] >= 1]
         low, high = min(scores, key=lambda each: each[0]), max(scores, key=lambda each: each[0])
         sentence = (
-            f"Similarity of the updates by context and by finetuning ({name}; 0: highest control, 1: ceiling) is "
+            f"Similarity of the updates by ICL and by finetuning ({name}; 0: floor, 1: ceiling) is "
             f"significantly above 0 in {len(above)} of {plural(len(scores), 'group')}"
         )
         sentence += f" and its interval reaches 1 in {len(reaching) or 'none'}" if above else ""

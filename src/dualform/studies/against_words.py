@@ -178,13 +178,13 @@ def _accuracy(result: Result) -> list[str]:
 
 
 def _not_learned(result: Result) -> list[str]:
-    """Which of the candidates are not shown to answer better than guessing."""
+    """Which of the candidates are not significantly more accurate than guessing."""
     keys = [key for key in CANDIDATES if key in result.accuracy]
     level = not_above_guessing(result, keys)
     if not level:
         return []
     return [
-        f"{capital(learner_nouns(level))} {'is' if len(level) == 1 else 'are'} not shown to answer better than "
+        f"{capital(learner_nouns(level))} {'is' if len(level) == 1 else 'are'} not significantly more accurate than "
         f"{guessing_phrase(result)}."
     ]
 

@@ -102,7 +102,7 @@ def above_guessing(result: Result, learner: str) -> bool | None:
 
 
 def not_above_guessing(result: Result, learners: Iterable[str] | None = None) -> list[str]:
-    """Learners that are not shown to answer better than guessing and the majority baseline, in the usual order."""
+    """Learners that are not significantly more accurate than guessing and the majority baseline, in the usual order."""
     keys = learners_in_order(result.accuracy) if learners is None else learners
     return [key for key in keys if above_guessing(result, key) is False]
 
@@ -139,7 +139,7 @@ def guessing_sentences(result: Result) -> list[str]:
         else:
             be, have = ("is", "it has") if len(level) == 1 else ("are", "they have")
             sentences.append(
-                f"{capital(learner_nouns(level))} {be} not shown to answer better than {guessing_phrase(result)}, so "
+                f"{capital(learner_nouns(level))} {be} not significantly more accurate than {guessing_phrase(result)}, so "
                 f"there is no evidence that {have} learned the task."
             )
     return sentences

@@ -291,14 +291,14 @@ def problems_with_seeds(name: str, seeds: tuple[int, ...]) -> list[str]:
     """One sentence if the seeds are invalid, else none."""
     if seeds and len(set(seeds)) == len(seeds) and all(0 <= seed < 2**32 for seed in seeds):
         return []
-    return [f"{name} {list(seeds)} must be different numbers from 0 to 4294967295, at least one"]
+    return [f"{name} {list(seeds)} must be one or more different numbers from 0 to 4294967295"]
 
 
 def problems_with_rates(name: str, rates: tuple[float, ...]) -> list[str]:
     """One sentence if the learning rates are invalid, else none."""
     if rates and all(0 <= rate <= LARGEST_RATE for rate in rates):
         return []
-    return [f"{name} {list(rates)} must lie between 0 and {LARGEST_RATE:g}, at least one"]
+    return [f"{name} {list(rates)} must be one or more numbers between 0 and {LARGEST_RATE:g}"]
 
 
 def given_settings(settings: dict[str, Any]) -> dict[str, Any]:

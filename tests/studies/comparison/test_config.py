@@ -88,7 +88,7 @@ def test_all_incompatible_settings_are_reported_in_one_message() -> None:
         ({"learners": ("zsl", "zsl")}, r"learners \['zsl', 'zsl'\]"),
         ({"learners": ("zsl", "mezo")}, "'mezo'"),
         ({"rates": (float("nan"),)}, r"rates \[nan\]"),
-        ({"seeds": (2**32,)}, r"seeds \[4294967296\] must be different numbers from 0 to 4294967295"),
+        ({"seeds": (2**32,)}, r"seeds \[4294967296\] must be one or more different numbers from 0 to 4294967295"),
         ({"rates": (-1e-3,)}, r"rates \[-0.001\]"),
         ({"rates": (1e38,)}, r"rates \[1e\+38\] must lie between 0 and 1e\+37"),
         ({"lora_rates": (1e38,)}, r"lora_rates \[1e\+38\] must lie between 0 and 1e\+37"),

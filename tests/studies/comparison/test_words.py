@@ -126,7 +126,7 @@ def test_a_learner_collapses_above_nine_tenths(share, fallen):
 def test_learners_level_with_guessing_are_named():
     levels = {"icl": accuracy(0.8, 0.75, 0.85), "zsl": accuracy(0.52, 0.48, 0.56)}
     text = verdict(accuracy=levels, task={"label_words": [" bad", " good"]})
-    assert "Zero-shot is not shown to answer better than guessing (50.0 %), so there is no evidence" in text
+    assert "Zero-shot is not significantly more accurate than guessing (50.0 %), so there is no evidence" in text
     assert "guessing" not in verdict(accuracy=levels)
 
 

@@ -136,7 +136,7 @@ def perplexity_sentence(perplexity: Perplexity) -> str:
     if interval is None:
         return f"{sentence}; no interval, so no conclusion."
     if interval[0] > 1:
-        return f"{sentence}: a significant increase, so the model is worse at it."
+        return f"{sentence}: a significant increase, so the model predicts plain text worse."
     if interval[1] < 1:
         return f"{sentence}: a significant decrease, so the model is better at it."
     return f"{sentence}: no significant change."
@@ -240,7 +240,9 @@ def _best(folding: Folding) -> list[str]:
                 sentence += "; but that gain is not significant, so the share means little"
         sentences.append(f"{sentence}.")
     if len(points) > 1:
-        sentences.append(f"It was chosen as the best of {len(points)} by the reported queries, so it looks too good.")
+        sentences.append(
+            f"It was chosen as the best of {len(points)} by the reported queries, so its accuracy is biased upwards."
+        )
     return sentences
 
 
@@ -259,7 +261,7 @@ def _guessing(result: FoldingResult, folding: Folding) -> list[str]:
         return []
     be, have = ("is", "it has") if len(names) == 1 else ("are", "they have")
     return [
-        f"{capital(listed(names))} {be} not shown to answer better than {guessing_phrase(result)}, so there is no "
+        f"{capital(listed(names))} {be} not significantly more accurate than {guessing_phrase(result)}, so there is no "
         f"evidence that {have} learned the task."
     ]
 
