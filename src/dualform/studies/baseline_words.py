@@ -139,7 +139,7 @@ def guessing_sentences(result: Result) -> list[str]:
         else:
             be, have = ("is", "it has") if len(level) == 1 else ("are", "they have")
             sentences.append(
-                f"{capital(learner_nouns(level))} {be} not significantly more accurate than {guessing_phrase(result)}, so "
-                f"there is no evidence that {have} learned the task."
+                f"{capital(learner_nouns(level))} {be} not significantly more accurate than "
+                f"{guessing_phrase(result)}, so there is no evidence that {have} learned the task."
             )
     return sentences
