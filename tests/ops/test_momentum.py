@@ -531,7 +531,7 @@ def test_errors_name_value_and_remedy(form):
 @EVERY_FORM
 def test_positions_that_do_not_ascend_are_named(form):
     values, positions = normal(2, 1, 4, 1), torch.tensor([[0, 1, 2, 3], [0, 5, 5, 6]])
-    with pytest.raises(ConfigError, match=r"in row 1, token 2 has position 5 behind position 5.*tell sequences apart"):
+    with pytest.raises(ConfigError, match=r"in row 1, token 2 has position 5 behind position 5.*mark the sequences"):
         form(values, 0.5, positions=positions)
     with pytest.raises(ConfigError, match=r"in row 0, token 1 has position 3 behind position 3"):
         form(values, 0.5, positions=torch.tensor([[3, 3, 4, 5]]))

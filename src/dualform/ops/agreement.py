@@ -37,7 +37,7 @@ class Rec2FTP:
     reverse_denominator: int
     """N(FT wrong, ZSL right)."""
     jaccard: float
-    """Likeness of the two sets of examples whose correctness changed from ZSL: common / union."""
+    """Jaccard similarity of the two sets of examples whose correctness changed from ZSL: intersection / union."""
     jaccard_numerator: int
     """Examples changed by both FT and ICL."""
     jaccard_denominator: int

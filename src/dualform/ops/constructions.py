@@ -167,7 +167,7 @@ def descend_by_layers(
         layers: Applied in order.
         x: Inputs in context, `(..., point, d_x)`.
         y: Their targets, `(..., point, d_y)`.
-        query: Inputs whose y is asked for, `(..., query, d_x)`; none sees another.
+        query: Inputs whose y is predicted, `(..., query, d_x)`; each is predicted independently of the others.
         W0: The weights that the layers descend from, `(d_y, d_x)`; None for zero. They must be those that the layers
             were made with, which cannot be seen here: with others, examples and query start from different weights.
 
@@ -189,7 +189,7 @@ def ridge_by_layers(layers: Sequence[LinearSelfAttention], x: Tensor, y: Tensor,
         layers: Applied in order.
         x: Inputs in context, `(..., point, d_x)`.
         y: Their targets, `(..., point, d_y)`.
-        query: Inputs whose y is asked for, `(..., query, d_x)`; none sees another.
+        query: Inputs whose y is predicted, `(..., query, d_x)`; each is predicted independently of the others.
 
     Source:
         dualform's own; see `ridge_layer`.

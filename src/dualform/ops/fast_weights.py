@@ -485,7 +485,7 @@ def _diagonal(ridge: float | Tensor, k: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _not_positive(x: _Sequence, ridge: Tensor) -> NumericalError:
-    """What to say where a Cholesky factor was asked for that is not there."""
+    """Message for a matrix without a Cholesky factor."""
     for name, numbers in (("keys", x.k), ("rates", x.rate), ("ridge", ridge)):
         if not bool(numbers.isfinite().all()):
             return NumericalError(f"mesa: {name} hold numbers that are not finite. Look for where they come from.")

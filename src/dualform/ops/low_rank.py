@@ -12,7 +12,7 @@ from dualform.ops.cosine import require_same_shape, result_dtype, widened
 
 @dataclass(frozen=True)
 class LowRank:
-    """`B @ A`, a matrix of at most the rank that was asked for."""
+    """`B @ A`, a matrix of at most the requested rank."""
 
     A: Tensor
     """What the input is multiplied by first, `(rank, d_in)`."""

@@ -500,7 +500,7 @@ def _timeline(
     if positions is None and segments is None and valid is None:
         steps = F.pad(steps, (1, 0))
         return _Timeline(steps, torch.zeros_like(steps), None, start + n, None, even=True)
-    # One row for all as long as nothing tells them apart.
+    # One row for all, as long as all are equal.
     opening = start[:1, None] if state is None else start[:, None]
     latest = None if valid is None else torch.where(valid, steps, 0).cummax(1).values
     if positions is None:
@@ -579,7 +579,7 @@ def _require_ascending(line: _Timeline) -> None:
         before, after = (int(x) for x in line.position[row if len(line.position) > 1 else 0, token : token + 2])
         raise ConfigError(
             f"in row {row}, token {token} has position {after} behind position {before}. Within a segment positions "
-            "ascend, from 0 and on from the state: put tokens in that order, or tell sequences apart by segments."
+            "ascend, from 0 and on from the state: put tokens in that order, or mark the sequences by segments."
         )
 
 

@@ -27,7 +27,7 @@ class RidgeFit:
     W: Tensor
     """`(d_out, d_in)`, float64."""
     c: Tensor
-    """`(d_out,)`, float64; zeros where no intercept was asked for."""
+    """`(d_out,)`, float64; zeros if no intercept was requested."""
     strength: float
     """Penalty on the squared entries of W, in units of the mean squared deviation of an input."""
     explained: float

@@ -1,4 +1,4 @@
-"""Random streams of one seed that have nothing to do with each other, told apart by what they are for."""
+"""Independent random streams from one seed, each identified by its purpose."""
 
 import hashlib
 

@@ -97,7 +97,7 @@ def test_a_saved_html_chart_loads_no_script_from_the_network(tmp_path):
 def test_an_unknown_ending_is_refused_by_name(tmp_path):
     chart = accuracy_chart(example_result())
     assert chart is not None
-    with pytest.raises(ConfigError, match=r"'chart\.bmp': Use one of the suffixes \.svg, \.png"):
+    with pytest.raises(ConfigError, match=r"'chart\.bmp'\. Use one of the suffixes \.svg, \.png"):
         save_chart(chart, tmp_path / "chart.bmp")
     assert not list(tmp_path.iterdir())
 
