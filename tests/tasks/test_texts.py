@@ -55,6 +55,6 @@ def test_mistakes_name_the_file_and_the_remedy(tmp_path):
     table = tmp_path / "some.csv"
     table.write_text("body,topic\nx,y\n", encoding="utf-8")
     with pytest.raises(
-        TaskError, match=r"no column 'text', which the prompt of task film shows. Its columns are: body, topic"
+        TaskError, match=r"no column 'text', which the prompt of task film uses. Its columns are: body, topic"
     ):
         unlabelled_texts(table, task())
