@@ -350,21 +350,21 @@ class Table:
         import pyarrow
 
         columns, rows = self._of("page")
-        found: dict[str, Any] = {}
+        arrays: dict[str, Any] = {}
         for at, column in enumerate(columns):
             cells = [row.cells[at] for row in rows]
-            name = column.title if column.title not in found else f"{column.title} ({at + 1})"
+            name = column.title if column.title not in arrays else f"{column.title} ({at + 1})"
             if column.kind == "text":
-                found[name] = pyarrow.array([cell.text for cell in cells], pyarrow.string())
+                arrays[name] = pyarrow.array([cell.text for cell in cells], pyarrow.string())
                 continue
-            found[name] = pyarrow.array([finite(cell.value) for cell in cells], pyarrow.float64())
+            arrays[name] = pyarrow.array([finite(cell.value) for cell in cells], pyarrow.float64())
             ends = [known(cell.ci95) or (None, None) for cell in cells]
             if any(low is not None for low, _ in ends):
-                found[f"{name} low"] = pyarrow.array([low for low, _ in ends], pyarrow.float64())
-                found[f"{name} high"] = pyarrow.array([high for _, high in ends], pyarrow.float64())
+                arrays[f"{name} low"] = pyarrow.array([low for low, _ in ends], pyarrow.float64())
+                arrays[f"{name} high"] = pyarrow.array([high for _, high in ends], pyarrow.float64())
             if any(cell.n is not None for cell in cells):
-                found[f"{name} n"] = pyarrow.array([cell.n for cell in cells], pyarrow.int64())
-        return pyarrow.table(found)
+                arrays[f"{name} n"] = pyarrow.array([cell.n for cell in cells], pyarrow.int64())
+        return pyarrow.table(arrays)
 
     def frame(self) -> Any:
         """The table as a `pandas.DataFrame`; see `arrow`."""
