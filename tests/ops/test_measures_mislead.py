@@ -302,8 +302,8 @@ def test_a_prompt_whose_keys_are_kept_takes_far_longer_to_beat():
     measured = {"adapt_seconds": 0, "query_seconds": 0}
     prompt = Cost(**measured, tokens=1000, adapt_flops=900, flops=1000, kept_flops=110)
     fold = Cost(**measured, tokens=100, adapt_flops=50_000, flops=100, kept_flops=100)
-    assert round(break_even(fold, prompt, kept=False) or 0) == 56
-    assert break_even(fold, prompt, kept=True) == 4910
+    assert round(break_even(fold, prompt, cached=False) or 0) == 56
+    assert break_even(fold, prompt, cached=True) == 4910
 
 
 def test_perplexity_can_stay_while_one_text_is_lost_and_another_gained():

@@ -68,8 +68,8 @@ def test_a_gain_that_other_queries_may_not_show_has_a_share_without_an_interval(
 
 def test_break_even_is_where_two_lines_cross():
     fold, icl = cost(1000.0, 10.0, 10.0), cost(200.0, 60.0, 15.0)
-    assert break_even(fold, icl, kept=False) == 1000 / 50
-    assert break_even(fold, icl, kept=True) == (1000 - 200) / 5
+    assert break_even(fold, icl, cached=False) == 1000 / 50
+    assert break_even(fold, icl, cached=True) == (1000 - 200) / 5
     # By counting: one query earlier it has cost more, one later less.
     for n, costs_more in ((19, True), (21, False)):
         assert (1000 + 10 * n > 60 * n) is costs_more
@@ -79,9 +79,9 @@ def test_break_even_is_where_two_lines_cross():
 
 def test_what_costs_as_much_a_query_is_never_cheaper_and_what_starts_for_nothing_always_is():
     icl = cost(200.0, 60.0, 15.0)
-    assert break_even(cost(0.0, 60.0, 15.0), icl, kept=False) is None
-    assert break_even(cost(0.0, 10.0, 10.0), icl, kept=True) == 0.0
-    assert break_even(cost(None, 10.0, 10.0), icl, kept=True) is None
+    assert break_even(cost(0.0, 60.0, 15.0), icl, cached=False) is None
+    assert break_even(cost(0.0, 10.0, 10.0), icl, cached=True) == 0.0
+    assert break_even(cost(None, 10.0, 10.0), icl, cached=True) is None
 
 
 def test_every_learner_but_icl_stands_beside_it():

@@ -144,7 +144,7 @@ def test_what_is_cheaper_at_once_is_so_from_the_first_query():
 def test_a_break_even_is_a_whole_number_of_queries_or_never_and_a_dash_where_a_cost_is_unknown(queries, flops, text):
     cost = Cost(adapt_seconds=1, query_seconds=1, tokens=9, flops=flops, kept_flops=flops, adapt_flops=1e12)
     result = empty_result(against_icl={"ft": beside(queries, queries)}, cost={"ft": cost, "icl": cost})
-    assert break_even(result, "ft", kept=False) == break_even(result, "ft", kept=True) == text
+    assert break_even(result, "ft", cached=False) == break_even(result, "ft", cached=True) == text
 
 
 def test_the_question_names_what_was_run():

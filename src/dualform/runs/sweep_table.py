@@ -293,8 +293,8 @@ def cost_table(results: GroupResults) -> Table:
                             Cell(mean("query_seconds", 1e3), "number"),
                             Cell(mean("tokens"), "count"),
                             Cell(mean("flops", 1e-9), "number"),
-                            _break_even(with_cost, key, kept=False),
-                            _break_even(with_cost, key, kept=True),
+                            _break_even(with_cost, key, cached=False),
+                            _break_even(with_cost, key, cached=True),
                         )
                     )
                 )
@@ -315,9 +315,9 @@ def _mean_cost(results: GroupResults, key: str, field: str, factor: float = 1.0)
     return None if mean is None else mean.mean
 
 
-def _break_even(results: GroupResults, key: str, *, kept: bool) -> Cell:
+def _break_even(results: GroupResults, key: str, *, cached: bool) -> Cell:
     """Median over the groups of the number of queries after which a learner is cheaper; `never` counts as infinity."""
-    all_texts = [break_even(result, key, kept=kept) for _, result in results if key in result.against_icl]
+    all_texts = [break_even(result, key, cached=cached) for _, result in results if key in result.against_icl]
     texts = [text for text in all_texts if text != MISSING]
     if not texts:
         return BLANK if key == "icl" else Cell(None, "count")

@@ -34,8 +34,8 @@ def against_icl(
             kappa=kappa(answers[name], answers["icl"]),
             recovered=recovered(right[name], right["zsl"], right["icl"], stats),
             gained=round(float((right["icl"] - right["zsl"]).sum())),
-            break_even=break_even(costs[name], costs["icl"], kept=False),
-            break_even_kept=break_even(costs[name], costs["icl"], kept=True),
+            break_even=break_even(costs[name], costs["icl"], cached=False),
+            break_even_kept=break_even(costs[name], costs["icl"], cached=True),
         )
         for name in tables
         if name != "icl"
@@ -92,20 +92,20 @@ def recovered(right: Tensor, zsl: Tensor, icl: Tensor, stats: Statistics) -> Est
     return Estimate(mean=float(totals[0] / totals[1]), ci95=ends, n=n)
 
 
-def break_even(learner: Cost, icl: Cost, *, kept: bool) -> float | None:
+def break_even(learner: Cost, icl: Cost, *, cached: bool) -> float | None:
     """Queries after which a learner has taken fewer operations than prompting, without its search for a learning rate.
 
     Args:
         learner: Cost of the learner, which adapts once and then answers.
         icl: Cost of ICL.
-        kept: Whether ICL keeps the keys and values of its demonstrations, or reads them with every query.
+        cached: Whether ICL caches the keys and values of its demonstrations, or reads them with every query.
 
     Returns:
         0 where the learner is cheaper from the first query on; None where it never is, or a cost is unknown.
     """
-    query, icl_query = (cost.kept_flops if kept else cost.flops for cost in (learner, icl))
+    query, icl_query = (cost.kept_flops if cached else cost.flops for cost in (learner, icl))
     start = learner.adapt_flops
-    icl_start = icl.adapt_flops if kept else 0.0
+    icl_start = icl.adapt_flops if cached else 0.0
     if query is None or icl_query is None or start is None or icl_start is None:
         return None
     if query >= icl_query:

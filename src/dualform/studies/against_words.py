@@ -72,11 +72,11 @@ def not_beaten(result: Result, keys: Iterable[str] = CANDIDATES) -> list[str]:
     ]
 
 
-def break_even(result: Result, key: str, *, kept: bool) -> str:
+def break_even(result: Result, key: str, *, cached: bool) -> str:
     """Queries after which a learner is cheaper than the prompt: `143`, `0`, `never`; a dash where a cost is unknown."""
-    queries = _queries(result, key, kept=kept)
+    queries = _queries(result, key, cached=cached)
     if queries is None:
-        return "never" if _costs_known(result, key, kept=kept) else MISSING
+        return "never" if _costs_known(result, key, cached=cached) else MISSING
     return count(queries)
 
 
@@ -238,37 +238,37 @@ def _cost(result: Result) -> list[str]:
     keys = [key for key in learners_in_order(result.against_icl) if key != "zsl"]
     if not keys:
         return []
-    reread = _break_evens(result, keys, kept=False)
-    kept = _break_evens(result, keys, kept=True)
+    reread = _break_evens(result, keys, cached=False)
+    cached = _break_evens(result, keys, cached=True)
     return [
         f"Cheaper in operations, adaptation included, than a prompt that is read with every query: {reread}. "
-        f"Cheaper than a prompt whose keys and values are cached: {kept}."
+        f"Cheaper than a prompt whose keys and values are cached: {cached}."
     ]
 
 
-def _break_evens(result: Result, keys: list[str], *, kept: bool) -> str:
+def _break_evens(result: Result, keys: list[str], *, cached: bool) -> str:
     """`finetuning and LoRA after 3 queries, folding after 13 queries`."""
     learners: dict[str, list[str]] = {}
     for key in keys:
-        queries = _queries(result, key, kept=kept)
+        queries = _queries(result, key, cached=cached)
         if queries is not None:
             when = "from the first query" if queries == 0 else f"after {plural(queries, 'query', 'queries')}"
         else:
-            when = "never" if _costs_known(result, key, kept=kept) else "unknown"
+            when = "never" if _costs_known(result, key, cached=cached) else "unknown"
         learners.setdefault(when, []).append(learner_noun(key))
     return ", ".join(f"{listed(nouns)} {when}" for when, nouns in learners.items())
 
 
-def _queries(result: Result, key: str, *, kept: bool) -> int | None:
+def _queries(result: Result, key: str, *, cached: bool) -> int | None:
     comparison = result.against_icl[key]
-    queries = finite(comparison.break_even_kept if kept else comparison.break_even)
+    queries = finite(comparison.break_even_kept if cached else comparison.break_even)
     return None if queries is None else math.ceil(queries)
 
 
-def _costs_known(result: Result, key: str, *, kept: bool) -> bool:
+def _costs_known(result: Result, key: str, *, cached: bool) -> bool:
     """Whether a missing break-even means that there is none, rather than that a cost was not measured."""
     if not {key, "icl"} <= set(result.cost):
         return False
     learner, prompt = result.cost[key], result.cost["icl"]
-    needed = [learner.kept_flops, prompt.kept_flops, prompt.adapt_flops] if kept else [learner.flops, prompt.flops]
+    needed = [learner.kept_flops, prompt.kept_flops, prompt.adapt_flops] if cached else [learner.flops, prompt.flops]
     return all(finite(flops) is not None for flops in [*needed, learner.adapt_flops])

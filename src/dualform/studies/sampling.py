@@ -29,7 +29,7 @@ _FEW, _MORE, _MANY = 0.002, 0.01, 0.05
 BUDGET = 20.0
 """Seconds of processor time that sampling should not exceed."""
 _COUNTING = 2.5
-"""How many times longer a run takes that counts operations."""
+"""Slowdown of a run by counting operations."""
 
 Run = Callable[[float, int], float]
 """Runs the work with a share of its steps and a number of seeds. Returns the share that was run, which differs from the
@@ -38,12 +38,12 @@ requested one where that is not a whole number of steps."""
 
 @dataclass(frozen=True)
 class LinearCost:
-    """Seconds and operations as linear functions of the steps: those without any, and those that all steps add."""
+    """Seconds and operations as linear functions of the share of the steps: a fixed part, and what all steps add."""
 
-    seconds: float
-    seconds_of_steps: float
-    flops: float
-    flops_of_steps: float
+    fixed_seconds: float
+    step_seconds: float
+    fixed_flops: float
+    step_flops: float
     memory: int
     """Bytes at the peak."""
     seeds: int = 1
@@ -52,17 +52,17 @@ class LinearCost:
     @property
     def counted(self) -> bool:
         """Whether operations were counted."""
-        return self.flops_of_steps > 0
+        return self.step_flops > 0
 
-    def cost(self, steps: float, seeds: int) -> Cost:
+    def cost(self, share: float, seeds: int) -> Cost:
         """Cost of a share of the steps for a number of seeds. Without tokens, since these models read numbers."""
         cost = Cost(
-            flops=self.flops + self.flops_of_steps * steps, seconds=self.seconds + self.seconds_of_steps * steps
+            flops=self.fixed_flops + self.step_flops * share, seconds=self.fixed_seconds + self.step_seconds * share
         )
         return cost * (seeds / self.seeds)
 
 
-def kept_line(name: str, settings: Any, machine: Machine) -> LinearCost | None:
+def cached_cost(name: str, settings: Any, machine: Machine) -> LinearCost | None:
     """The cached cost of some work; None where it was not sampled before.
 
     Args:
@@ -72,23 +72,23 @@ def kept_line(name: str, settings: Any, machine: Machine) -> LinearCost | None:
     """
     # A damaged file is sampled again.
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return LinearCost(**json.loads(_place(name, settings, machine).read_text(encoding="utf-8")))
+        return LinearCost(**json.loads(_cache_file(name, settings, machine).read_text(encoding="utf-8")))
     return None
 
 
-def line_of(name: str, settings: Any, machine: Machine, make: Callable[[], LinearCost]) -> LinearCost:
-    """The cached cost of some work, or one that is sampled now and cached. See `kept_line`."""
-    line = kept_line(name, settings, machine)
-    if line is None:
-        line = make()
-        place = _place(name, settings, machine)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(place) as temporary:
-            temporary.write_text(json.dumps(asdict(line)) + "\n", encoding="utf-8")
-    return line
+def cached_or_sampled_cost(name: str, settings: Any, machine: Machine, make: Callable[[], LinearCost]) -> LinearCost:
+    """The cached cost of some work, or one that is sampled now and cached. See `cached_cost`."""
+    cost = cached_cost(name, settings, machine)
+    if cost is None:
+        cost = make()
+        file = _cache_file(name, settings, machine)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(file) as temporary:
+            temporary.write_text(json.dumps(asdict(cost)) + "\n", encoding="utf-8")
+    return cost
 
 
-def _place(name: str, settings: Any, machine: Machine) -> Path:
+def _cache_file(name: str, settings: Any, machine: Machine) -> Path:
     key = json.dumps([source_digest(), settings, machine.threads, machine.start, BUDGET], sort_keys=True)
     return cache_dir() / "machine" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
@@ -132,25 +132,25 @@ def sample(
         return taken, clock() - start
 
     seeds = 1
-    few, quick = timed(_FEW, seeds)
-    if n_seeds > 1 and 2.5 * n_seeds * quick < left():
+    share_low, seconds_low = timed(_FEW, seeds)
+    if n_seeds > 1 and 2.5 * n_seeds * seconds_low < left():
         # Seeds trained together take less time than one after the other.
         seeds = n_seeds
-        few, quick = timed(_FEW, seeds)
-    more, slow = timed(_MORE, seeds)
-    per_share = max(0.0, slow - quick) / (more - few)
-    flops = flops_of_steps = 0.0
-    if _COUNTING * (quick + slow) < left():
+        share_low, seconds_low = timed(_FEW, seeds)
+    share_high, seconds_high = timed(_MORE, seeds)
+    seconds_per_share = max(0.0, seconds_high - seconds_low) / (share_high - share_low)
+    fixed_flops = step_flops = 0.0
+    if _COUNTING * (seconds_low + seconds_high) < left():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            (share, least), (larger, most) = counted(_FEW, seeds), counted(_MORE, seeds)
-        flops_of_steps = (most - least) / (larger - share)
-        flops = least - share * flops_of_steps
-    if slow + (_MANY - _MORE) * per_share < left():
+            (counted_low, flops_low), (counted_high, flops_high) = counted(_FEW, seeds), counted(_MORE, seeds)
+        step_flops = (flops_high - flops_low) / (counted_high - counted_low)
+        fixed_flops = flops_low - counted_low * step_flops
+    if seconds_high + (_MANY - _MORE) * seconds_per_share < left():
         # Runs that are further apart reduce the effect of noise in their times.
-        more, slow = timed(_MANY, seeds)
+        share_high, seconds_high = timed(_MANY, seeds)
     # Processor time divided by the threads, as in `Machine`.
     threads = torch.get_num_threads()
-    of_steps = max(0.0, slow - quick) / (more - few)
-    fixed = max(0.0, quick - few * of_steps)
-    return LinearCost(fixed / threads, of_steps / threads, flops, flops_of_steps, peak_memory(), seeds)
+    step_seconds = max(0.0, seconds_high - seconds_low) / (share_high - share_low)
+    fixed_seconds = max(0.0, seconds_low - share_low * step_seconds)
+    return LinearCost(fixed_seconds / threads, step_seconds / threads, fixed_flops, step_flops, peak_memory(), seeds)

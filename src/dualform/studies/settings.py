@@ -62,7 +62,7 @@ class StudyConfig(BaseModel):
     """Cut texts that would leave no room in the context for a demonstration of each class, instead of stopping."""
 
     k: Annotated[int, Option(names=("-k", "--k"))] = Field(default=32, ge=0)
-    """Demonstrations."""
+    """Number of demonstrations."""
     balanced: Annotated[bool, Option(names=("--balanced/--shuffled",))] = True
     """Equal numbers of each class, or the first k of a shuffle. The shuffle is the paper's rule."""
     label_rule: LabelRule = "true"
@@ -74,11 +74,11 @@ class StudyConfig(BaseModel):
     out."""
 
     limit: Annotated[int | None, Option(null="all")] = Field(default=200, ge=1)
-    """Reported queries. They are drawn at random from the report split with seed 0."""
+    """Number of reported queries. They are drawn at random from the report split with seed 0."""
     selection_limit: Annotated[int | None, Option(null="all")] = Field(default=100, ge=1)
     """Queries of the selection split on which choices are made."""
     rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-    """Learning rates of ft, which is SGD."""
+    """Learning rates tried for ft (SGD)."""
     patience: int = Field(default=2, ge=1)
     """Stop a search after this many rates in a row that are worse than the best."""
     loss_on: LossOn = "all"
@@ -132,12 +132,12 @@ class StudyConfig(BaseModel):
     @model_validator(mode="after")
     def _check_placement(self) -> Self:
         try:
-            placement(**self._placed)
+            placement(**self._loading_options)
         except ConfigError as error:
             # pydantic reports a ValueError together with all other problems.
             raise ValueError(str(error)) from error
-        if self.quantize is not None and (why := self._changes_weights()) is not None:
-            raise ValueError(f"quantize {self.quantize} is for accuracy zero-shot and in context, and {why}")
+        if self.quantize is not None and (reason := self._reason_against_quantize()) is not None:
+            raise ValueError(f"quantize {self.quantize} cannot be used {reason}")
         return self
 
     @model_validator(mode="after")
@@ -150,12 +150,12 @@ class StudyConfig(BaseModel):
         """The problems of these settings, one sentence each; studies add their own."""
         return problems_with_seeds("seeds", self.seeds) + problems_with_rates("rates", self.rates)
 
-    def _changes_weights(self) -> str | None:
-        """Why this study changes weights, as the end of a message; None where it does not."""
-        return "this study changes weights: leave it out"
+    def _reason_against_quantize(self) -> str | None:
+        """Why quantized weights cannot be used, as the end of a message; None if they can."""
+        return "in a study that changes weights: leave out quantize"
 
     @property
-    def _placed(self) -> dict[str, Any]:
+    def _loading_options(self) -> dict[str, Any]:
         names = ("device", "dtype", "device_map", "max_memory", "offload_folder", "quantize")
         return {name: getattr(self, name) for name in names}
 
@@ -253,7 +253,7 @@ class StudyConfig(BaseModel):
         """
         from dualform.models.loading.load import load_model
 
-        return load_model(name, route=self.route, trust_remote_code=self.trust_remote_code, **self._placed)
+        return load_model(name, route=self.route, trust_remote_code=self.trust_remote_code, **self._loading_options)
 
 
 class OneModelConfig(StudyConfig):

@@ -4,6 +4,8 @@ A study answers one question about a model and a task, or about models that it t
 its settings, how it runs, what it costs and how its result is displayed. Everything else in dualform uses this record
 and knows no study by name: plans, sweeps on every engine, resumed runs, trackers and reports.
 
+A piece is a saved part of a run, usually one seed. A cell is a unit of work of a sweep.
+
 dualform's own studies are in the folders next to this file. Another package adds one with an entry point of the group
 `dualform.studies`.
 """
@@ -105,7 +107,7 @@ class StudyContext:
 
 @dataclass(frozen=True)
 class StudyOutput:
-    """The output of a run."""
+    """Result, answers and attention of one run."""
 
     result: "Result"
     answers: "pa.Table"
@@ -176,7 +178,7 @@ class Study:
     plan: Callable[[Any, "Machine"], "Plan"] | None = None
     """Estimates what a run will cost; None for a study without an estimate."""
     written_as: str = ""
-    """`study` in `result.json`, where it differs from the name."""
+    """Value of the field `study` in `result.json`, if it differs from the name."""
     result: Callable[[], "type[Result]"] = common_result
     """Returns the class of its results, which adds the study's own fields to the common ones."""
     plan_samples: Callable[[Any, "Machine"], str] | None = None
@@ -199,7 +201,7 @@ class Study:
 
     @property
     def result_name(self) -> str:
-        """`study` in `result.json`."""
+        """Value of the field `study` in `result.json`."""
         return self.written_as or self.name
 
 
@@ -231,7 +233,7 @@ def study_in(package: str, config: str, *, name: str, noun: str = "", result: st
         name: See `Study.name`.
         noun: See `Study.noun`; by default the name.
         result: Name of the class of its results in `result.py`, for a study that has fields of its own.
-        facts: Other fields of `Study`, which replace these.
+        facts: Fields of `Study` that replace the defaults above.
     """
     settings = f"{package}.config:{config}"
     parts = {

@@ -178,18 +178,23 @@ class TestSettings:
 
     def test_studies_that_change_weights_refuse_and_a_comparison_of_prompts_does_not(self):
         for build, words in (
-            (lambda: selection_config("m", "t", quantize="8bit"), "this study changes weights"),
-            (lambda: stability_config(("m",), "t", quantize="8bit"), "leave it out with --ft-seeds 0"),
+            (
+                lambda: selection_config("m", "t", quantize="8bit"),
+                "quantize 8bit cannot be used in a study that changes weights: leave out quantize",
+            ),
+            (lambda: stability_config(("m",), "t", quantize="8bit"), "leave ft out with --ft-seeds 0"),
             (
                 lambda: comparison_config("m", "t", quantize="4bit", learners=("ft", "lora")),
                 "add zsl, icl or probe",
             ),
-            (lambda: comparison_config("m", "t", quantize="4bit", select="ft"), "select ft chooses by FT"),
+            (lambda: comparison_config("m", "t", quantize="4bit", select="ft"), "with select ft, which chooses by FT"),
             (lambda: comparison_config("m", "t", quantize="4bit", dtype="float64"), "dtype float64"),
         ):
             with pytest.raises(ConfigError, match=words):
                 build()
-        with pytest.raises(ValueError, match="this study changes weights"):
+        with pytest.raises(
+            ValueError, match="quantize 8bit cannot be used in a study that changes weights: leave out quantize"
+        ):
             FoldingConfig(model="m", task="t", quantize="8bit")
         assert comparison_config("m", "t", quantize="8bit").quantize == "8bit"
         assert stability_config(("m",), "t", quantize="8bit", ft_seeds=0).quantize == "8bit"

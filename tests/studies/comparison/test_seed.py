@@ -6,7 +6,7 @@ import torch
 from dualform.errors import ConfigError
 from dualform.learners.adapted import AdaptedModel
 from dualform.learners.reading_cache import ReadingCache
-from dualform.studies.comparison.run import compare, compare_seed, seeds_behind
+from dualform.studies.comparison.run import compare, compare_seed, required_seeds
 from tests.studies.small import MemoryStore, numbers, small_config, small_lm, small_task
 
 TWO_RATES: dict[str, Any] = {"rates": (1e-3, 1e-2), "seeds": (1, 2, 3)}
@@ -56,7 +56,7 @@ def test_a_later_seed_without_the_first_runs_that_too() -> None:
 def test_a_seed_depends_on_the_first_only_if_it_takes_its_rate(
     changes: dict[str, Any], behind: tuple[int, ...]
 ) -> None:
-    assert seeds_behind(small_config(**(TWO_RATES | changes)), 3) == behind
+    assert required_seeds(small_config(**(TWO_RATES | changes)), 3) == behind
 
 
 def test_a_seed_that_must_be_chosen_among_all_cannot_be_run_alone() -> None:

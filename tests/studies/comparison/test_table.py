@@ -95,7 +95,7 @@ def test_agreement_with_icl_is_a_column_where_it_is_known():
     ]
     [icl] = [line for line in printed(accuracy_table(example_result())).splitlines() if "in-context" in line]
     assert icl.split("│")[6].strip() == ""
-    assert "as ICL" not in printed(accuracy_table(old_result()))
+    assert "like ICL" not in printed(accuracy_table(old_result()))
 
 
 def test_a_learner_that_is_never_cheaper_is_marked_as_such():

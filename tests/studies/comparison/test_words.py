@@ -81,14 +81,17 @@ def test_similarity_is_claimed_only_clear_of_the_random_control():
 def test_a_control_that_scores_as_high_adds_a_caveat():
     random, score = similarity(0.0, -0.01, 0.01), similarity(0.2, 0.18, 0.22)
     text = alike(score, random, untrained=similarity(0.19, 0.17, 0.21))
-    assert "is not clearly above the control “untrained model”, 0.19 (0.17 to 0.21)" in text
-    assert "clearly above" not in alike(score, random, untrained=similarity(0.05, 0.03, 0.07))
+    assert (
+        "the interval of SimAOU overlaps or lies below that of the control “untrained model”, 0.19 (0.17 to 0.21)"
+        in text
+    )
+    assert "overlaps or lies below" not in alike(score, random, untrained=similarity(0.05, 0.03, 0.07))
 
 
 def test_comparisons_and_ceilings_above_the_score_add_no_caveat():
     above = {"icl_order": similarity(0.9, 0.88, 0.92), "lcgd": similarity(0.3, 0.28, 0.32)}
     text = alike(similarity(0.2, 0.18, 0.22), similarity(0.0, -0.01, 0.01), **above)
-    assert "clearly above" not in text
+    assert "overlaps or lies below" not in text
 
 
 @pytest.mark.parametrize(
@@ -213,7 +216,7 @@ def test_similarity_is_judged_by_raw_sim_aou_where_it_has_a_place():
 
 def test_other_demonstrations_that_score_as_high_make_the_similarity_unspecific():
     [_, sentence] = placed(place(0.3, 0.2, 0.4), other_demonstrations=similarity(0.19, 0.17, 0.21))
-    assert "scores raw SimAOU 0.19 (0.17 to 0.21), which is not clearly lower" in sentence
+    assert "scores raw SimAOU 0.19 (0.17 to 0.21), which is not significantly lower" in sentence
     assert "specific to these demonstrations" in sentence
     assert len(placed(place(0.3, 0.2, 0.4), other_demonstrations=similarity(0.1, 0.08, 0.12))) == 1
 

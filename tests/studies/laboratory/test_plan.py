@@ -80,15 +80,15 @@ def test_a_quick_study_is_sampled_with_all_seeds_and_counted():
     study = Study(0.1, 20.0)
     line, threads = study.line(3), torch.get_num_threads()
     assert line.seeds == 3
-    assert (line.seconds * threads, line.seconds_of_steps * threads) == pytest.approx((0.3, 60.0))
-    assert (line.flops, line.flops_of_steps) == pytest.approx((3e6, 3e9))
+    assert (line.fixed_seconds * threads, line.step_seconds * threads) == pytest.approx((0.3, 60.0))
+    assert (line.fixed_flops, line.step_flops) == pytest.approx((3e6, 3e9))
     assert max(study.runs)[0] == 0.05
 
 
 @pytest.mark.parametrize("steps", [400, 800, 1500])
 def test_shares_that_make_no_whole_number_of_steps_count_as_what_was_taken(steps: int):
     line, threads = Study(0.1, 20.0, steps).line(3), torch.get_num_threads()
-    assert (line.seconds_of_steps * threads, line.flops_of_steps) == pytest.approx((60.0, 3e9))
+    assert (line.step_seconds * threads, line.step_flops) == pytest.approx((60.0, 3e9))
 
 
 @pytest.mark.parametrize("of_steps", [100.0, 400.0, 700.0])
@@ -97,7 +97,7 @@ def test_samples_of_a_slow_study_stay_within_their_time(fixed: float, of_steps: 
     study = Study(fixed, of_steps)
     line, threads = study.line(5), torch.get_num_threads()
     assert study.now <= BUDGET + 1
-    assert (line.seconds * threads, line.seconds_of_steps * threads) == pytest.approx(
+    assert (line.fixed_seconds * threads, line.step_seconds * threads) == pytest.approx(
         (line.seeds * fixed, line.seeds * of_steps)
     )
 

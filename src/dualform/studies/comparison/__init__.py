@@ -10,7 +10,7 @@ STUDY = study_in(
     written_as="comparison",
     seed_by_seed=SeedBySeed(
         possible=lazy(f"{__name__}.run:has_independent_seeds"),
-        before=lazy(f"{__name__}.run:seeds_behind"),
+        before=lazy(f"{__name__}.run:required_seeds"),
         run=lazy(f"{__name__}.run:run_seed"),
     ),
 )

@@ -116,11 +116,11 @@ class ComparisonConfig(OneModelConfig):
         """Whether the rows of the paper's split are read, as with the preset dai2023."""
         return self.preset == "dai2023"
 
-    def _changes_weights(self) -> str | None:
+    def _reason_against_quantize(self) -> str | None:
         if any(LEARNERS[name].changes_weights for name in self.selecting):
-            return f"select {self.select} chooses by FT, which changes weights: choose icl or none"
+            return f"with select {self.select}, which chooses by FT and so changes weights: choose icl or none"
         if all(LEARNERS[name].changes_weights for name in self.learners):
-            return f"learners {list(self.learners)} all change weights: add zsl, icl or probe"
+            return f"with learners {list(self.learners)}, which all change weights: add zsl, icl or probe"
         return None
 
     @field_validator("learners", "controls")

@@ -46,7 +46,7 @@ class Comparison:
 
     @property
     def attention(self) -> AttentionRecord | None:
-        """What the first seed's learners attended to; None with `explore` 0, or without zsl, icl and ft."""
+        """Attention of the first seed's learners; None if `explore` is 0 or one of zsl, icl and ft was not run."""
         return attention_record(self.records[0], self.description)
 
 
@@ -69,7 +69,7 @@ def compare(
         task: A loaded task; None loads `config.task`.
         pieces: Store of finished seeds, which are not computed again.
         progress: Receives the work done.
-        memory: Cache of this model's zero-shot readings.
+        memory: Cache of this model's zero-shot readings, shared between runs; None for no cache.
 
     Returns:
         The result, and each seed's record.
@@ -109,7 +109,7 @@ def compare_seed(
         pieces: Store of finished seeds. If this seed uses another seed's learning rates, that seed is read from here
             or run first.
         progress: Receives the work done.
-        memory: Cache of this model's zero-shot readings.
+        memory: Cache of this model's zero-shot readings, shared between runs; None for no cache.
 
     Returns:
         The comparison of this seed only.
@@ -122,7 +122,7 @@ def compare_seed(
             f"select {config.select} chooses among all seeds, so one seed cannot be run by itself: use select none"
         )
     start = time.perf_counter()
-    seeds = seeds_behind(config, seed)
+    seeds = required_seeds(config, seed)
     run = ComparisonRun.of(config, lm, task, seeds, pieces, progress, memory)
     with run.experiment.lm.packed_products():
         record = _seed_records(run, ChosenSeeds(seeds))[-1]
@@ -132,7 +132,7 @@ def compare_seed(
 
 
 def run(config: ComparisonConfig, context: StudyContext) -> StudyOutput:
-    """Run a comparison; this is its `Study.run`."""
+    """Implements `Study.run`."""
     models = context.models
     task = models.load_task(config)
     lm = models.load_model(config, config.model)
@@ -144,7 +144,7 @@ def run(config: ComparisonConfig, context: StudyContext) -> StudyOutput:
 
 
 def run_seed(config: ComparisonConfig, seed: int, context: StudyContext) -> tuple[Piece, Result]:
-    """Run one seed of a comparison; this is its `SeedBySeed.run`."""
+    """Implements `SeedBySeed.run`."""
     models = context.models
     task = models.load_task(config)
     lm = models.load_model(config, config.model)
@@ -157,12 +157,15 @@ def run_seed(config: ComparisonConfig, seed: int, context: StudyContext) -> tupl
 
 
 def has_independent_seeds(config: ComparisonConfig) -> bool:
-    """Whether a seed can be run without the others, as is impossible if one of them is selected."""
+    """False if `select` chooses among the seeds."""
     return config.select == "none"
 
 
-def seeds_behind(config: ComparisonConfig, seed: int) -> tuple[int, ...]:
-    """The seeds that one seed's numbers depend on, itself last: all seeds may use the first one's learning rates."""
+def required_seeds(config: ComparisonConfig, seed: int) -> tuple[int, ...]:
+    """The seeds needed for one seed, in order, ending with itself.
+
+    With `tune: first` that includes the first seed, whose learning rates are used.
+    """
     searched = any(LEARNERS[name].grid for name in config.learners)
     first = config.seeds[0]
     return (first, seed) if config.tune == "first" and searched and seed != first else (seed,)
@@ -180,7 +183,7 @@ def _seed_records(run: ComparisonRun, chosen: "ChosenSeeds") -> list[SeedRecord]
     run.progress.start(sum(passes(seed_work.parts()) for seed_work in work.values()))
     records: list[SeedRecord] = []
     for seed in chosen.seeds:
-        inputs = run.inputs(list(dict.fromkeys((*seeds_behind(config, seed)[:-1], seed))))
+        inputs = run.inputs(list(dict.fromkeys((*required_seeds(config, seed)[:-1], seed))))
         piece = run.pieces.get(piece_name(seed), inputs)
         if piece is None:
             rates = chosen.rates if not records else ({} if config.tune == "each" else records[0].rates)

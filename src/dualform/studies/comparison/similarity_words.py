@@ -1,7 +1,7 @@
 """Sentences on how similar ICL and finetuning are.
 
-A similarity is judged by its place between floor and ceiling where it has one. Otherwise it is compared with the random
-direction and called different from it only if their 95 % intervals do not overlap.
+A similarity is judged by its position between floor and ceiling if it was calibrated. Otherwise it is compared with the
+random direction and called different from it only if their 95 % intervals do not overlap.
 """
 
 from dualform.report.measures import control_of, controls_in_order, in_order, measure_of
@@ -25,7 +25,7 @@ NEGLIGIBLE_BELOW = 0.05
 """A calibrated value whose whole interval lies below this is called negligible, even if significant."""
 
 
-_JUDGED_BY = (("sim_aou_raw", "raw SimAOU"), ("sim_aou", "SimAOU"))
+_VERDICT_MEASURES = (("sim_aou_raw", "raw SimAOU"), ("sim_aou", "SimAOU"))
 """Measures by which the verdict judges similarity, preferred one first, with their names in a sentence."""
 
 
@@ -35,43 +35,49 @@ def similarity_sentences(result: Result) -> list[str]:
 
 
 def judged_by(result: Result) -> tuple[str, str] | None:
-    """The measure by which the verdict judges similarity, and its name in a sentence; None without a scale."""
-    scaled = [(key, name) for key, name in _JUDGED_BY if key in result.calibrated and key in result.similarity]
-    placed = [(key, name) for key, name in scaled if finite(result.calibrated[key].mean) is not None]
-    return next(iter(placed + scaled), None)
+    """The measure by which the verdict judges similarity, with its name; None if no measure was calibrated."""
+    calibrated = [
+        (key, name) for key, name in _VERDICT_MEASURES if key in result.calibrated and key in result.similarity
+    ]
+    with_value = [(key, name) for key, name in calibrated if finite(result.calibrated[key].mean) is not None]
+    return next(iter(with_value + calibrated), None)
 
 
 def _update_similarity(result: Result) -> list[str]:
-    """Where similarity lies between floor and ceiling; without a scale, compared with chance."""
+    """Where similarity lies between floor and ceiling, or whether it is above chance if no measure was calibrated."""
     judged = judged_by(result)
     if judged is None:
         return _compared_with_chance(result)
     key, name = judged
     score = f"Similarity of the updates by ICL and by finetuning: {name} {score_in_prose(result.similarity[key])}"
-    return [f"{score}{_describe_place(result, key)}", *_not_specific(result, key, name), *_untrained(result, key, name)]
+    return [
+        f"{score}{_describe_position(result, key)}",
+        *_not_specific(result, key, name),
+        *_untrained(result, key, name),
+    ]
 
 
-def _describe_place(result: Result, key: str) -> str:
+def _describe_position(result: Result, key: str) -> str:
     """Where a similarity lies on its scale, as the end of a sentence."""
-    place, similarity = result.calibrated[key], result.similarity[key]
-    floor = f"({control_of(place.control).title}, {rounded(place.floor, similarity.ci95)})"
-    ceiling = rounded(place.ceiling, similarity.ci95)
-    if finite(place.mean) is None:
+    calibrated, similarity = result.calibrated[key], result.similarity[key]
+    floor = f"({control_of(calibrated.control).title}, {rounded(calibrated.floor, similarity.ci95)})"
+    ceiling = rounded(calibrated.ceiling, similarity.ci95)
+    if finite(calibrated.mean) is None:
         return f"; it has no scale, because its ceiling ({ceiling}) is not above its floor {floor}."
     # Controls may have been read on fewer queries, and the scale is computed from those.
     on_controls = ""
-    score = rounded(place.score, similarity.ci95)
+    score = rounded(calibrated.score, similarity.ci95)
     if score != rounded(similarity.mean, similarity.ci95):
-        on_controls = f", or {score} over the {count(place.n)} (seed, query) pairs on which controls were read"
+        on_controls = f", or {score} over the {count(calibrated.n)} (seed, query) pairs on which controls were read"
     return (
         f"{on_controls}. On the scale from its floor {floor} to its ceiling ({ceiling}) that is "
-        f"{score_in_prose(place, most=2)}: {judgement(place)}."
+        f"{score_in_prose(calibrated, most=2)}: {judgement(calibrated)}."
     )
 
 
-def judgement(place: Calibrated) -> str:
+def judgement(calibrated: Calibrated) -> str:
     """What can be concluded from the interval of a calibrated value, as the end of a sentence."""
-    ends = known(place.ci95)
+    ends = known(calibrated.ci95)
     if ends is None:
         return "no interval, so no conclusion"
     low, high = ends
@@ -91,26 +97,26 @@ def judgement(place: Calibrated) -> str:
 def _not_specific(result: Result, key: str, name: str) -> list[str]:
     """A caveat if finetuning on other demonstrations is as similar to ICL on these."""
     other = result.controls.get("other_demonstrations", {}).get(key)
-    if other is None or not _reaches(other, result.similarity[key]):
+    if other is None or not _overlaps_or_exceeds(other, result.similarity[key]):
         return []
     return [
         f"Finetuning on other demonstrations of the same task scores {name} {score_in_prose(other)}, which is not "
-        "clearly lower: the similarity may not be specific to these demonstrations."
+        "significantly lower: the similarity may not be specific to these demonstrations."
     ]
 
 
 def _untrained(result: Result, key: str, name: str) -> list[str]:
     """A caveat if a model with random weights scores as high."""
     other = result.controls.get("untrained", {}).get(key)
-    if other is None or not _reaches(other, result.similarity[key]):
+    if other is None or not _overlaps_or_exceeds(other, result.similarity[key]):
         return []
     return [
-        f"The untrained model scores {name} {score_in_prose(other)}, which is not clearly lower: the similarity may "
-        "come from the architecture and not from learning (Deutch et al., arXiv:2311.07772)."
+        f"The untrained model scores {name} {score_in_prose(other)}, which is not significantly lower: the similarity "
+        "may come from the architecture and not from learning (Deutch et al., arXiv:2311.07772)."
     ]
 
 
-def _reaches(control: Estimate, score: Estimate) -> bool:
+def _overlaps_or_exceeds(control: Estimate, score: Estimate) -> bool:
     """Whether a control's interval overlaps that of the score, or lies above it."""
     other, own = known(control.ci95), known(score.ci95)
     return other is not None and own is not None and other[1] >= own[0]
@@ -157,13 +163,14 @@ def _matched_by_control(result: Result, key: str, name: str) -> list[str]:
     for control in controls_in_order(result.controls):
         other = result.controls[control].get(key)
         is_other_floor = control != "random" and control_of(control).kind == "floor"
-        if is_other_floor and other is not None and _reaches(other, result.similarity[key]):
+        if is_other_floor and other is not None and _overlaps_or_exceeds(other, result.similarity[key]):
             matched.append(f"“{control_of(control).title}”, {score_in_prose(other)}")
     if not matched:
         return []
     return [
-        f"But {name} is not clearly above the control{'s' if len(matched) > 1 else ''} {listed(matched)}: by itself it "
-        "does not show that ICL and finetuning learn the same thing."
+        f"But the interval of {name} overlaps or lies below that of the control"
+        f"{'s' if len(matched) > 1 else ''} {listed(matched)}: by itself it does not "
+        "show that ICL and finetuning learn the same thing."
     ]
 
 

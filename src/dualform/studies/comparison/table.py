@@ -33,7 +33,7 @@ def accuracy_table(result: Result) -> Table:
         Column("range over seeds", "share", where="page"),
         Column("n", "count"),
         Column("top answer", "share", where="terminal"),
-        Column("as ICL", "share", where="terminal"),
+        Column("like ICL", "share", where="terminal"),
     )
     collapsed_learners = collapsed(result)
     rows = []
@@ -66,7 +66,7 @@ def accuracy_table(result: Result) -> Table:
     has_values = {
         "over majority, points": any(each.over_majority is not None for each in result.accuracy.values()),
         "macro-F1": any(each.macro_f1 is not None for each in result.accuracy.values()),
-        "as ICL": bool(result.against_icl),
+        "like ICL": bool(result.against_icl),
     }
     return without_columns(table, [title for title, present in has_values.items() if not present])
 
@@ -77,7 +77,7 @@ def by_label_table(result: Result) -> Table:
         Column("learner"),
         Column("macro-F1", "score", interval=True),
         Column("worst label"),
-        Column("its accuracy", "share", interval="below"),
+        Column("its recall", "share", interval="below"),
     )
     rows = []
     for key in learners_in_order(result.accuracy):
@@ -179,7 +179,7 @@ def against_table(result: Result) -> Table:
     columns = (
         Column("learner"),
         Column("accuracy", "share", where="page"),
-        Column("agreement with ICL", "share", short="as ICL", interval=True),
+        Column("agreement with ICL", "share", short="like ICL", interval=True),
         Column("share of ICL's gain", "share", short="recovered"),
         Column("to adapt, TFLOP", "number", where="page"),
         Column(f"{QUERIES:,} queries, TFLOP", "number", where="page"),
@@ -190,8 +190,8 @@ def against_table(result: Result) -> Table:
     keys = ["icl"] if result.against_icl and "icl" in result.accuracy else []
     for key in learners_in_order(dict.fromkeys([*keys, *result.against_icl])):
         against, cost = result.against_icl.get(key), result.cost.get(key)
-        kept = scaled(cost.kept_flops, QUERIES * 1e-12) if cost is not None and key == "icl" else None
-        notes = () if kept is None else (f"cached: {Cell(kept, 'number').text}",)
+        cached_flops = scaled(cost.kept_flops, QUERIES * 1e-12) if cost is not None and key == "icl" else None
+        notes = () if cached_flops is None else (f"cached: {Cell(cached_flops, 'number').text}",)
         recovered = BLANK
         if against is not None:
             defined = known(against.recovered.ci95) and not is_undefined(against.recovered)
@@ -210,8 +210,8 @@ def against_table(result: Result) -> Table:
                 recovered,
                 Cell(scaled(cost.adapt_flops, 1e-12) if cost else None, "number"),
                 Cell(scaled(cost.flops, QUERIES * 1e-12) if cost else None, "number", notes=notes),
-                _break_even(result, key, kept=False) if against else BLANK,
-                _break_even(result, key, kept=True) if against else BLANK,
+                _break_even(result, key, cached=False) if against else BLANK,
+                _break_even(result, key, cached=True) if against else BLANK,
                 where="everywhere" if against else "page",
             )
         )
@@ -220,14 +220,16 @@ def against_table(result: Result) -> Table:
         "prompt that is re-read with every query, or than one whose keys and values are cached. The learning rate "
         "search is not counted."
     )
-    title = "Compared with prompting (re-read, cached: cheaper after so many queries)"
+    title = "Compared with prompting (re-read, cached: queries until the learner is cheaper)"
     return Table(title, columns, tuple(rows), note=note)
 
 
-def _break_even(result: Result, key: str, *, kept: bool) -> Cell:
+def _break_even(result: Result, key: str, *, cached: bool) -> Cell:
     against = result.against_icl[key]
-    queries = finite(against.break_even_kept if kept else against.break_even)
-    return Cell(None if queries is None else math.ceil(queries), "count", override=break_even(result, key, kept=kept))
+    queries = finite(against.break_even_kept if cached else against.break_even)
+    return Cell(
+        None if queries is None else math.ceil(queries), "count", override=break_even(result, key, cached=cached)
+    )
 
 
 def trials_table(result: Result) -> Table:

@@ -89,10 +89,10 @@ def _recovered(comparison: PromptingComparison) -> str:
 
 
 def _cost(result: Result) -> list[str]:
-    reread, kept = (_when(break_even(result, "fold", kept=keep)) for keep in (False, True))
+    reread, cached = (_when(break_even(result, "fold", cached=cached)) for cached in (False, True))
     return [
         f"Counted in operations, it costs less than a prompt that is read with every query {reread}, and less than one "
-        f"whose keys and values are cached {kept}."
+        f"whose keys and values are cached {cached}."
     ]
 
 

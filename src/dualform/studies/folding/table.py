@@ -48,7 +48,7 @@ def axis_table(result: FoldingResult, axis: str) -> Table:
         Column("accuracy", "share", interval=True),
         # If ICL's accuracy is the same for all points, the page shows it in the table of levels.
         Column("ICL", "share", where="everywhere" if _icl_varies(result, points) else "terminal"),
-        Column("agreement with ICL", "share", short="as ICL"),
+        Column("agreement with ICL", "share", short="like ICL"),
         Column("recovered", "share"),
         Column("ridge strength", "number", where="page"),
         Column("cost of folding, TFLOP", "number", where="page"),

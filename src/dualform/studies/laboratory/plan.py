@@ -17,7 +17,15 @@ from dualform.studies.laboratory.run import STUDIES, in_order
 from dualform.studies.pieces import NoPieceStore
 from dualform.studies.plan import Cost, Plan, PricedPart
 from dualform.studies.planning import PAGE
-from dualform.studies.sampling import BUDGET, LinearCost, Run, count_operations, kept_line, line_of, sample
+from dualform.studies.sampling import (
+    BUDGET,
+    LinearCost,
+    Run,
+    cached_cost,
+    cached_or_sampled_cost,
+    count_operations,
+    sample,
+)
 
 _SEED_BY_SEED: tuple[LabName, ...] = ("constructed", "layers")
 """Studies that train one seed after the other; the others train the models of all seeds together."""
@@ -30,10 +38,10 @@ def plan(config: RegressionConfig, machine: Machine) -> Plan:
     uncounted: tuple[LabName, ...] = ()
     for name in in_order(config.studies):
         sampled = _sampled_config(name, config)
-        line = line_of(name, _settings(sampled), machine, partial(_sampled, name, sampled))
-        uncounted += () if line.counted else (name,)
-        parts.append(PricedPart(name, line.cost(config.steps, len(config.seeds))))
-        peak = max(peak, line.memory)
+        work_cost = cached_or_sampled_cost(name, _settings(sampled), machine, partial(_sampled, name, sampled))
+        uncounted += () if work_cost.counted else (name,)
+        parts.append(PricedPart(name, work_cost.cost(config.steps, len(config.seeds))))
+        peak = max(peak, work_cost.memory)
     parts.append(PricedPart("numbers, page", Cost(seconds=PAGE * machine.start)))
     memory = {"Python and libraries": machine.base_laboratory, "models and tasks": peak - machine.base_laboratory}
     notes = ["estimated from a few steps of each training"]
@@ -44,14 +52,14 @@ def plan(config: RegressionConfig, machine: Machine) -> Plan:
 
 def samples(config: RegressionConfig, machine: Machine) -> str:
     """Message to print before samples are run; empty if earlier ones are stored."""
-    new = [name for name in in_order(config.studies) if not _is_kept(name, config, machine)]
+    new = [name for name in in_order(config.studies) if not _is_cached(name, config, machine)]
     if not new:
         return ""
     return f"Running a few training steps for the estimate, about {BUDGET:.0f} s at most each: {', '.join(new)}."
 
 
-def _is_kept(name: LabName, config: RegressionConfig, machine: Machine) -> bool:
-    return kept_line(name, _settings(_sampled_config(name, config)), machine) is not None
+def _is_cached(name: LabName, config: RegressionConfig, machine: Machine) -> bool:
+    return cached_cost(name, _settings(_sampled_config(name, config)), machine) is not None
 
 
 def _sampled_config(name: LabName, config: RegressionConfig) -> RegressionConfig:

@@ -35,7 +35,15 @@ from dualform.studies.pieces import NoPieceStore
 from dualform.studies.plan import Cost, Plan, PricedPart
 from dualform.studies.plan_costs import Costs, compared_with_machine
 from dualform.studies.planning import PAGE, merged
-from dualform.studies.sampling import BUDGET, LinearCost, Run, count_operations, kept_line, line_of, sample
+from dualform.studies.sampling import (
+    BUDGET,
+    LinearCost,
+    Run,
+    cached_cost,
+    cached_or_sampled_cost,
+    count_operations,
+    sample,
+)
 from dualform.tasks.sources import load_task
 
 SAMPLES = "Training a tokenizer on the beginning of each text for the estimate."
@@ -73,7 +81,7 @@ class _Text:
 
 def samples(config: MomentumConfig, machine: Machine) -> str:
     """Message to print before a plan is made."""
-    if not config.regress or kept_line(_REGRESSION, _regression_settings(config), machine) is not None:
+    if not config.regress or cached_cost(_REGRESSION, _regression_settings(config), machine) is not None:
         return SAMPLES
     return f"{SAMPLES} Running a few steps of the training on regression, about {BUDGET:.0f} s at most."
 
@@ -118,10 +126,10 @@ def plan(config: MomentumConfig, machine: Machine) -> Plan:
     memory = _memory(costs, min(recipe.micro_batch, recipe.sequences) * recipe.length)
     if config.regress:
         make = partial(_sampled_regression, config)
-        line = line_of(_REGRESSION, _regression_settings(config), machine, make)
-        parts.append(PricedPart(_REGRESSION, line.cost(config.regression_steps / _REGRESSION_STEPS, seeds)))
+        work_cost = cached_or_sampled_cost(_REGRESSION, _regression_settings(config), machine, make)
+        parts.append(PricedPart(_REGRESSION, work_cost.cost(config.regression_steps / _REGRESSION_STEPS, seeds)))
         notes.append("training on regression is estimated from a few steps")
-        if not line.counted:
+        if not work_cost.counted:
             notes.append("its operations are not counted: counting would have taken too long")
     for name in config.pretrained:
         lm = meta_model(name)

@@ -46,8 +46,8 @@ class StabilityConfig(StudyConfig):
         """The names of all models."""
         return self.models
 
-    def _changes_weights(self) -> str | None:
-        return "ft changes weights: leave it out with --ft-seeds 0" if self.ft_seeds else None
+    def _reason_against_quantize(self) -> str | None:
+        return "with ft, which changes weights: leave ft out with --ft-seeds 0" if self.ft_seeds else None
 
     def _problems(self) -> list[str]:
         problems = super()._problems()
