@@ -1,4 +1,4 @@
-"""A study: are long texts answered rightly less often than short ones, without demonstrations?"""
+"""A study: are long texts answered correctly less often than short ones, without demonstrations?"""
 
 import time
 
@@ -14,7 +14,7 @@ from dualform.studies.study import Study, StudyOutput, View
 
 
 class LengthsConfig(OneModelConfig):
-    """Whether long texts are harder: rank correlation of a text's length with being answered rightly."""
+    """Whether long texts are harder: rank correlation of a text's length with being answered correctly."""
 
 
 def run(config, context):
