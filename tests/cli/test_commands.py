@@ -88,7 +88,7 @@ def test_the_report_is_written_again(dualform: Command, finished: Path) -> None:
     done = dualform("report", finished)
 
     assert done.code == 0
-    assert done.message == f"The page: {page}"
+    assert done.message == f"Report: {page}"
     assert page.read_bytes() == before
 
 

@@ -158,7 +158,7 @@ def test_tables_go_to_standard_output_and_the_rest_to_standard_error(dualform: C
     assert done.code == 0
     for title in ("Accuracy", "Similarity of context and finetuning", "Cost", "Note: "):
         assert title in done.out
-    assert "The page: " in done.err
+    assert "Report: " in done.err
     assert "Accuracy" not in done.err
 
 

@@ -214,7 +214,7 @@ def test_a_study_prints_its_words_and_tables_and_leaves_a_whole_folder(
 
     assert done.code == 0, done.err
     assert {path.name for path in out.iterdir() if path.is_file()} == PROMISED
-    assert f"The page: {out / 'report.html'}" in done.message
+    assert f"Report: {out / 'report.html'}" in done.message
     # A long path, which the task's name is here, is folded wherever the line ends.
     printed = done.out.replace("\n", "")
     for words in ("vanilla", "momentum 0.3", "letters", "gpt2"):

@@ -41,7 +41,7 @@ def test_claims_are_printed_and_a_whole_folder_is_left(dualform: Command, out: P
     for words in ("constructed: How large are seeds?", "Seeds are numbers.", "above 0", "must fail:", "Note: 3 seeds"):
         assert words in done.out, words
     assert max(map(len, done.out.splitlines()[4:-1])) <= 80
-    assert done.message == f"The page: {out / 'report.html'}"
+    assert done.message == f"Report: {out / 'report.html'}"
     result = result_of(out)
     assert (result["study"], result["config"]["seeds"]) == ("regression", [1, 2, 3])
     assert len(pq.read_table(out / "examples.parquet").to_pylist()) == 10

@@ -18,7 +18,7 @@ def test_the_report_of_a_sweep_is_written_again_and_its_chart_saved(
     done = dualform("report", page.parent, "--chart", tmp_path / "accuracy.svg")
 
     assert done.code == 0
-    assert f"The page: {page}" in done.message
+    assert f"Report: {page}" in done.message
     assert page.read_text(encoding="utf-8") == before
     assert (tmp_path / "accuracy.svg").read_text(encoding="utf-8").startswith("<svg")
 

@@ -113,7 +113,7 @@ def test_tables_go_to_standard_output_and_the_rest_to_standard_error(dualform: C
     assert done.code == 0
     assert "ICL" in done.out
     assert "Note: Only 3 demonstration sets" in " ".join(done.out.split())
-    assert "The page: " in done.err
+    assert "Report: " in done.err
     assert "Note" not in done.err
 
 

@@ -60,9 +60,12 @@ def test_a_sweep_runs_reports_its_failures_and_resumes_from_its_folder(
         (["grid.yaml", "--resume", "--out", "nothing"], "nothing holds no sweep to resume"),
         (["grid.yaml", "--engine", "dask"], "unknown engine 'dask': choose one of local, ray, slurm"),
         (["grid.yaml", "--retries", "-1"], "retries -1 must be 0 or more"),
-        (["grid.yaml", "--memory", "much"], "memory: 'much' is no size: write it like 500MB"),
+        (["grid.yaml", "--memory", "much"], "memory: 'much' is not a size: write it like 500MB"),
         (["grid.yaml", "--memory", "0GB"], "memory: Input should be greater than 0"),
-        (["grid.yaml", "--slurm", "account"], "--slurm 'account' should look like account=NAME"),
+        (
+            ["grid.yaml", "--slurm", "account"],
+            "--slurm 'account' is not NAME=VALUE: write for example --slurm account=NAME",
+        ),
     ],
 )
 def test_a_mistake_is_reported_before_anything_is_run(

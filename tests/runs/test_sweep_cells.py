@@ -37,13 +37,13 @@ def test_a_comparison_has_a_cell_per_seed_and_the_later_ones_wait_for_the_first(
     first, second, third = cells_of(group(), DigestCache())
 
     assert [cell.seed for cell in (first, second, third)] == [1, 2, 3]
-    assert first.after == ()
-    assert second.after == third.after == (first.key,)
+    assert first.depends_on == ()
+    assert second.depends_on == third.depends_on == (first.key,)
     assert set(second.pieces) == {"seed 1", "seed 2"}
 
 
 def test_where_each_seed_searches_for_itself_none_waits(place: Path) -> None:
-    assert [cell.after for cell in cells_of(group(settings={"tune": "each"}), DigestCache())] == [(), (), ()]
+    assert [cell.depends_on for cell in cells_of(group(settings={"tune": "each"}), DigestCache())] == [(), (), ()]
 
 
 def test_the_same_settings_data_and_model_are_the_same_cells_wherever_they_lie(place: Path) -> None:

@@ -34,7 +34,7 @@ def result(**learners: Accuracy) -> Result:
     return empty_result(accuracy=learners, baselines=BASELINES, task=task)
 
 
-def test_a_learner_above_chance_but_not_above_the_commonest_label_has_not_been_shown_to_learn() -> None:
+def test_a_learner_above_chance_but_not_above_the_most_common_label_has_not_been_shown_to_learn() -> None:
     measured = result(zsl=accuracy(0.55), icl=accuracy(0.69), ft=accuracy(0.9))
     assert above_guessing(measured, "icl") is False
     assert above_guessing(measured, "ft") is True
@@ -42,7 +42,7 @@ def test_a_learner_above_chance_but_not_above_the_commonest_label_has_not_been_s
     assert (
         "Zero-shot and in-context learning are not significantly more accurate than both guessing (50.0 %) and" in text
     )
-    assert "always answering “yes”, the commonest label among the reported queries (70.0 %), so there is no" in text
+    assert "always answering “yes”, the most common label among the reported queries (70.0 %), so there is no" in text
     assert "no evidence that they have learned the task." in text
 
 

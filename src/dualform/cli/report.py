@@ -40,7 +40,7 @@ def report(
             f"{folder} has no result.json: give the folder of a finished run, or of a sweep with its {SWEEP_FILE} "
             "(see --out)."
         )
-    say(f"The page: {write_sweep_report(folder) if is_sweep else write_report(folder)}")
+    say(f"Report: {write_sweep_report(folder) if is_sweep else write_report(folder)}")
     if chart is not None:
         if is_sweep:
             from dualform.runs.sweep_charts import accuracy_by_task_chart

@@ -103,7 +103,7 @@ def run_study(
         print_json(result.to_json())
     else:
         print_study(study.view.headlines(result), study.view.tables(result), result.warnings)
-    say(f"\nThe page: {folder.path / 'report.html'}")
+    say(f"\nReport: {folder.path / 'report.html'}")
     for hint in tracker.where:
         say(hint)
 

@@ -1,4 +1,4 @@
-"""`dualform selection`: how much selecting seed, order or learning rate inflates a learner's accuracy."""
+"""`dualform selection`: how much choosing seed, order or learning rate raises a learner's accuracy."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from dualform.studies.selection.config import SelectionConfig, selection_config
 
 @study_command(SelectionConfig, folder="MODEL-TASK-selection")
 def selection(settings: dict[str, Any], run: RunOptions) -> None:
-    """Measure how much selecting seed, order and rate inflates accuracy, and whether similarity depends on it.
+    """Measure how much choosing seed, order or rate raises accuracy, and whether similarity depends on the choice.
 
     Examples:
       dualform selection smollm2-135m reviews

@@ -136,7 +136,7 @@ def sweep(
         print_json(result.to_json())
     else:
         _print(result)
-    say(f"\nThe page: {folder / 'report.html'}")
+    say(f"\nReport: {folder / 'report.html'}")
     for hint in tracker.where:
         say(hint)
     if any(cell.status == "failed" for cell in result.cells):
@@ -149,7 +149,7 @@ def _parameter(text: str) -> tuple[str, Any]:
 
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise ConfigError(f"--slurm {text!r} should look like account=NAME")
+        raise ConfigError(f"--slurm {text!r} is not NAME=VALUE: write for example --slurm account=NAME")
     return name.strip(), parse_yaml(value, ConfigError, f"--slurm {name.strip()}: not a value in YAML")
 
 

@@ -25,7 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from dualform.errors import ConfigError, ShapeError
 from dualform.lab.token_world import TokenWorld
-from dualform.models.reading.attention import ATTENTION, NAME, AttentionCall, plain_attention
+from dualform.models.reading.attention import NAME, REPLACED_ATTENTION, AttentionCall, plain_attention
 from dualform.ops.streams import stream
 
 MODEL_TYPE = "dualform-constructed"
@@ -115,7 +115,7 @@ class ConstructedAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.head_dim, bias=False)
         self.o_proj = nn.Linear(config.head_dim, config.hidden_size, bias=False)
         if layer_idx == 0 or not config.softmax:
-            self.add_module(ATTENTION, SumAttention())
+            self.add_module(REPLACED_ATTENTION, SumAttention())
 
     def forward(self, states: Tensor, mask: Tensor | None, cache: DynamicCache | None) -> Tensor:
         """Output of the layer, `(batch, q_pos, d_model)`."""

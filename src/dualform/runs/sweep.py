@@ -101,7 +101,7 @@ class Sweep:
         facts: Facts that are stored with every cell, such as the sweep's name.
         memory: Bytes of zero-shot readings that each worker caches.
         observer: Notified of every change.
-        identities: Cached digests of models and data.
+        digests: Cached digests of models and data.
     """
 
     groups: Sequence[Group]
@@ -111,11 +111,11 @@ class Sweep:
     facts: dict[str, Any] = field(default_factory=dict)
     memory: int = 1 << 30
     observer: SweepObserver = field(default_factory=SilentObserver)
-    identities: DigestCache = field(default_factory=DigestCache)
+    digests: DigestCache = field(default_factory=DigestCache)
 
     def __post_init__(self) -> None:
         groups = [
-            GroupState(group, [CellState(cell) for cell in cells_of(group, self.identities)]) for group in self.groups
+            GroupState(group, [CellState(cell) for cell in cells_of(group, self.digests)]) for group in self.groups
         ]
         self.states = self._share_states(groups)
         self._by_digest = {state.cell.key.digest: state for group in groups for state in group.states}
@@ -192,7 +192,7 @@ class Sweep:
         seeds = [state.cell.seed for state in group.seeds if state.status != "failed"]
         if not seeds:
             return
-        cell = combined_cell(group.group, [seed for seed in seeds if seed is not None], self.identities)
+        cell = combined_cell(group.group, [seed for seed in seeds if seed is not None], self.digests)
         state = self._by_digest.setdefault(cell.key.digest, CellState(cell))
         group.result_cell = state
         if not state.done and self.store.find(cell.key) is not None:
@@ -213,7 +213,7 @@ class Sweep:
     def _submit_jobs(self) -> None:
         waiting = [state for state in self._by_digest.values() if state.status == "waiting" and self._can_start(state)]
         # Cells on which others wait come first; among equals, cells with the same model and task are adjacent.
-        needed = {key.digest for state in self._by_digest.values() if not state.done for key in state.cell.after}
+        needed = {key.digest for state in self._by_digest.values() if not state.done for key in state.cell.depends_on}
         waiting.sort(key=lambda state: (state.cell.key.digest not in needed, state.cell.affinity))
         busy = sum(state.status == "running" for state in self._by_digest.values())
         # Slurm starts every job that it is given, so only as many as there are workers are submitted.
@@ -225,7 +225,7 @@ class Sweep:
             self.observer.changed(self.states, state)
 
     def _can_start(self, state: CellState) -> bool:
-        for key in state.cell.after:
+        for key in state.cell.depends_on:
             first = self._by_digest.get(key.digest)
             if first is not None and first.status == "failed":
                 message = f"seed {first.cell.seed} failed, from which this seed takes its learning rates"
@@ -351,5 +351,5 @@ def _weight(cell: GroupCell) -> float:
         return 0.0
     config = cell.settings
     limit = getattr(config, "limit", None) or 2000
-    rates = len(getattr(config, "rates", ())) if not cell.after else 1
+    rates = len(getattr(config, "rates", ())) if not cell.depends_on else 1
     return float(limit + rates * (getattr(config, "selection_limit", None) or 2000))

@@ -30,7 +30,7 @@ class GroupCell:
     group: Group
     seed: int | None
     """None for a cell that runs the whole study, or that combines finished seeds."""
-    after: tuple[CellKey, ...] = ()
+    depends_on: tuple[CellKey, ...] = ()
     """Cells that must be finished first, such as the seed from which another seed takes its learning rates."""
     pieces: Mapping[str, CellKey] = field(default_factory=dict)
     """Name of a piece, such as `seed 3` -> the cell that holds it: this cell, or one that it reads."""
@@ -44,7 +44,7 @@ class GroupCell:
 
     @property
     def affinity(self) -> str:
-        """The models and task that a worker needs for the cell."""
+        """Names of the models and task that the cell needs; engines prefer a worker that has them in memory."""
         models = STUDIES[self.group.study].models(self.group.config)
         return f"{' '.join(models)} {getattr(self.group.config, 'task', '')}"
 
@@ -75,7 +75,7 @@ class DigestCache:
         return self._cached(("other", name, data_dir), lambda: task_digest(load_task(name, data_dir=data_dir)))
 
     def file(self, name: str) -> str:
-        """Digest of a file's content; of an empty file if it does not exist, which the run itself reports."""
+        """Digest of a file's content. A missing file, which the run itself reports, has the digest of an empty one."""
         return self._cached(("file", name), lambda: _digest_of(Path(name).expanduser()))
 
     def _cached(self, key: Any, compute: Callable[[], str]) -> str:
@@ -91,7 +91,7 @@ def _digest_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def cells_of(group: Group, identities: DigestCache) -> list[GroupCell]:
+def cells_of(group: Group, digests: DigestCache) -> list[GroupCell]:
     """The cells of a group: one for each seed if the study runs seed by seed, else one for the whole study.
 
     Finished seeds are combined in a further cell, see `combined_cell`.
@@ -103,8 +103,8 @@ def cells_of(group: Group, identities: DigestCache) -> list[GroupCell]:
     seeds = STUDIES[group.study].seed_by_seed
     if seeds is None or not seeds.possible(config):
         settings = config.model_dump(mode="json", exclude=PATH_SETTINGS)
-        return [GroupCell(_key(group.study, settings, input_digests(group.study, config, identities)), group, None)]
-    keys = _seed_keys(group, seeds, identities)
+        return [GroupCell(_key(group.study, settings, input_digests(group.study, config, digests)), group, None)]
+    keys = _seed_keys(group, seeds, digests)
     cells = []
     for seed in config.seeds:
         needed = seeds.before(config, seed)
@@ -113,48 +113,48 @@ def cells_of(group: Group, identities: DigestCache) -> list[GroupCell]:
     return cells
 
 
-def combined_cell(group: Group, seeds: Sequence[int], identities: DigestCache) -> GroupCell:
+def combined_cell(group: Group, seeds: Sequence[int], digests: DigestCache) -> GroupCell:
     """The cell that combines finished seeds into a group's result.
 
     Args:
         group: A group with a cell per seed.
         seeds: The seeds that finished, at least one.
-        identities: Cached digests of models and data.
+        digests: Cached digests of models and data.
     """
     config: Any = group.config
     study = STUDIES[group.study]
     assert study.seed_by_seed is not None
-    keys = _seed_keys(group, study.seed_by_seed, identities)
+    keys = _seed_keys(group, study.seed_by_seed, digests)
     # In the configured order, because other seeds may depend on the first.
     finished = tuple(seed for seed in config.seeds if seed in seeds)
     kept = config.model_copy(update={"seeds": finished})
     settings = kept.model_dump(mode="json", exclude=PATH_SETTINGS)
     parts = {"settings": settings, "parts": [keys[seed].digest for seed in finished]}
-    read = input_digests(group.study, config, identities)
+    read = input_digests(group.study, config, digests)
     key = CellKey({"cell": study.result_name, **code_identity(), "read": read, **parts})
     pieces = {f"seed {seed}": keys[seed] for seed in finished}
     return GroupCell(key, group, None, tuple(pieces.values()), pieces, kept)
 
 
-def input_digests(study: str, config: Any, identities: DigestCache) -> dict[str, Any]:
+def input_digests(study: str, config: Any, digests: DigestCache) -> dict[str, Any]:
     """Digests of the models, tasks and files on which a study's numbers depend."""
     reads = STUDIES[study].reads(config)
     result: dict[str, Any] = {}
     if reads.models:
-        result["models"] = [identities.model(name) for name in reads.models]
+        result["models"] = [digests.model(name) for name in reads.models]
     if reads.task:
-        result["task"] = identities.task(config)
+        result["task"] = digests.task(config)
     if reads.other_tasks:
-        result["other_tasks"] = [identities.other_task(name, config.data_dir) for name in reads.other_tasks]
+        result["other_tasks"] = [digests.other_task(name, config.data_dir) for name in reads.other_tasks]
     if reads.files:
-        result["files"] = [identities.file(name) for name in reads.files]
+        result["files"] = [digests.file(name) for name in reads.files]
     return result
 
 
-def _seed_keys(group: Group, seeds: SeedBySeed, identities: DigestCache) -> dict[int, CellKey]:
+def _seed_keys(group: Group, seeds: SeedBySeed, digests: DigestCache) -> dict[int, CellKey]:
     config: Any = group.config
     settings = config.model_dump(mode="json", exclude=PATH_SETTINGS | seeds.only_summary)
-    read = input_digests(group.study, config, identities)
+    read = input_digests(group.study, config, digests)
     kind = f"{STUDIES[group.study].result_name} seed"
     keys = {}
     for seed in config.seeds:

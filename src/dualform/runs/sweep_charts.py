@@ -27,7 +27,7 @@ from dualform.runs.sweep_words import (
     accuracy_of,
     comparison_results,
     difference_of,
-    group_by_slice,
+    group_by_model,
     group_name,
     is_numeric,
     judged_measures,
@@ -41,7 +41,7 @@ from dualform.sweep_result import SweepGroup, SweepResult
 
 MOST_GROUPS = 120
 """Most groups for which charts with one row per group are drawn."""
-MOST_SLICES = 8
+MOST_MODELS = 8
 """Most models (with their options) for which charts with one colour per model are drawn."""
 MOST_SEED_DOTS = 3000
 
@@ -103,7 +103,7 @@ def gain_chart(sweep: SweepResult) -> alt.TopLevelMixin | None:
         # With more columns the numbers would overlap.
         labelled = [row | {"words": f"{row['gain']:+.1f}", "ink": ink_on(row["gain"], reach)} for row in panel_rows]
         # One layer for each text colour, because the colour scale is that of the cells.
-        for ink in dict.fromkeys(row["ink"] for row in labelled if len(names) <= MOST_SLICES):
+        for ink in dict.fromkeys(row["ink"] for row in labelled if len(names) <= MOST_MODELS):
             plot.texts([row for row in labelled if row["ink"] == ink], "words", color=ink)
         drawn.append(plot.chart(width=190, height=CELL * len(tasks), title=learner_style(key).title))
     # The slanted names of models below each panel need space.
@@ -114,7 +114,7 @@ def similarity_by_task_chart(sweep: SweepResult) -> alt.TopLevelMixin | None:
     """Each measure by task and model, scaled to 0 at its floor and 1 at its ceiling; one panel per measure."""
     results = comparison_results(sweep)
     names = _names(results)
-    if len(results) > MOST_GROUPS or len(names) > MOST_SLICES:
+    if len(results) > MOST_GROUPS or len(names) > MOST_MODELS:
         return None
     rows = {
         key: [row for group, result in results if (row := _place_row(key, group, result)) is not None]
@@ -158,13 +158,13 @@ def similarity_by_task_chart(sweep: SweepResult) -> alt.TopLevelMixin | None:
 def cost_by_model_chart(sweep: SweepResult) -> alt.TopLevelMixin | None:
     """Mean accuracy over tasks against the operations per query, one point for each learner and model."""
     results = comparison_results(sweep)
-    by_slice = group_by_slice(results)
-    if len(by_slice) > MOST_SLICES:
+    by_model = group_by_model(results)
+    if len(by_model) > MOST_MODELS:
         return None
-    rows = [row for name, slice_results in by_slice.items() for row in _cost_rows(name, slice_results)]
+    rows = [row for name, model_results in by_model.items() for row in _cost_rows(name, model_results)]
     if len(rows) < 2:
         return None
-    names = [name for name in map(category, by_slice) if any(row["model"] == name for row in rows)]
+    names = [name for name in map(category, by_model) if any(row["model"] == name for row in rows)]
     low, high = around((row["accuracy"] for row in rows), part=0.1)
     title = "floating-point operations per query, processed on its own"
     plot = Plot(
@@ -206,25 +206,25 @@ def _lanes_chart(
     results = comparison_results(sweep)
     if len(results) > MOST_GROUPS:
         return None
-    by_slice = {}
-    for name, slice_results in group_by_slice(results).items():
-        both = [rows_of(group, result) for group, result in slice_results]
+    by_model = {}
+    for name, model_results in group_by_model(results).items():
+        both = [rows_of(group, result) for group, result in model_results]
         marks, seeds = [row for each, _ in both for row in each], [row for _, each in both for row in each]
         if marks:
-            by_slice[name] = (marks, seeds)
-    if not by_slice:
+            by_model[name] = (marks, seeds)
+    if not by_model:
         return None
-    if sum(len(seeds) for _, seeds in by_slice.values()) > MOST_SEED_DOTS:
-        by_slice = {name: (marks, []) for name, (marks, _) in by_slice.items()}
-    ends = [row[end] for marks, _ in by_slice.values() for row in marks for end in ("low", "high")]
-    ends += [row["share"] for _, seeds in by_slice.values() for row in seeds] + ([line[0]] if line else [])
+    if sum(len(seeds) for _, seeds in by_model.values()) > MOST_SEED_DOTS:
+        by_model = {name: (marks, []) for name, (marks, _) in by_model.items()}
+    ends = [row[end] for marks, _ in by_model.values() for row in marks for end in ("low", "high")]
+    ends += [row["share"] for _, seeds in by_model.values() for row in seeds] + ([line[0]] if line else [])
     keys = [
-        key for key in learners_of(results) if any(row["key"] == key for marks, _ in by_slice.values() for row in marks)
+        key for key in learners_of(results) if any(row["key"] == key for marks, _ in by_model.values() for row in marks)
     ]
     # All panels have the same rows and one scale, so that models can be compared.
     tasks, axis = _tasks(results), shares("share", title, ends)
     drawn = []
-    for name, (marks, seeds) in by_slice.items():
+    for name, (marks, seeds) in by_model.items():
         share: Hint = ("share", ".1%", title)
         more: list[Hint] = [("interval", "", "95 % interval"), ("answer", "", "most frequent answer"), ("n", ",")]
         plot = Plot(
@@ -243,7 +243,7 @@ def _lanes_chart(
             plot.dots(seeds, size=16, opacity=0.9, hover=["learner", "group", "seed", share])
         plot.dots(marks, size=55)
         height = (LANE * len(keys) + 10) * len(tasks)
-        drawn.append(plot.chart(width=WIDE // 2, height=height, title=name if len(by_slice) > 1 else None))
+        drawn.append(plot.chart(width=WIDE // 2, height=height, title=name if len(by_model) > 1 else None))
     return panels(drawn, columns=2, gap=LABEL_GAP, row_gap=ROW_GAP)
 
 
@@ -300,7 +300,7 @@ def _gain_row(key: str, group: SweepGroup, result: Result) -> dict[str, Any] | N
     if gain is None:
         return None
     return _about(key, group) | {
-        "model": category(next(iter(group_by_slice([(group, result)])))),
+        "model": category(next(iter(group_by_model([(group, result)])))),
         "gain": 100 * gain,
         "accuracy": accuracy_of(key)(result),
     }
@@ -315,7 +315,7 @@ def _place_row(key: str, group: SweepGroup, result: Result) -> dict[str, Any] | 
     return {
         "measure": measure_of(key).title,
         "task": category(group.task or ""),
-        "model": category(next(iter(group_by_slice([(group, result)])))),
+        "model": category(next(iter(group_by_model([(group, result)])))),
         "group": group_name(group),
         **clipped,
         "place": hundredths(row["mean"]),
@@ -331,11 +331,11 @@ def _task_rows(tasks: Sequence[str]) -> Names:
     return Names("task", tasks, room=LABEL_GAP - 8, ruled=True)
 
 
-def _cost_rows(name: str, slice_results: GroupResults) -> list[dict[str, Any]]:
+def _cost_rows(name: str, model_results: GroupResults) -> list[dict[str, Any]]:
     """Means of each learner over the tasks for which its accuracy and cost are known."""
     rows = []
-    for key in learners_of(slice_results):
-        with_cost = [(group, result) for group, result in slice_results if key in result.cost]
+    for key in learners_of(model_results):
+        with_cost = [(group, result) for group, result in model_results if key in result.cost]
         flops = mean_over_tasks(with_cost, lambda result, key=key: finite(result.cost[key].flops))  # type: ignore[misc]
         accuracy = mean_over_tasks(with_cost, accuracy_of(key), SHARE_RANGE)
         if flops is not None and accuracy is not None and flops.mean > 0:
@@ -410,7 +410,7 @@ def _tasks(results: GroupResults) -> list[str]:
 
 def _names(results: GroupResults) -> list[str]:
     """Models with their options, as categories."""
-    return [category(name) for name in group_by_slice(results)]
+    return [category(name) for name in group_by_model(results)]
 
 
 def _shapes(names: Sequence[str]) -> dict[str, str]:

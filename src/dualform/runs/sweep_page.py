@@ -133,7 +133,7 @@ def render_sweep(sweep: SweepResult) -> str:
 
 
 def _accuracy(sweep: SweepResult, results: GroupResults) -> Section:
-    majority_note = "“Commonest label”: accuracy of always answering with that label. "
+    majority_note = "“Most common label”: accuracy of always answering with that label. "
     has_majority = any(majority_level(result) is not None for _, result in results)
     return Section(
         "accuracy",

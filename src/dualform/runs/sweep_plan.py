@@ -35,9 +35,9 @@ def plan_groups(
     Raises:
         DualformError: As for `plan_of`, for any of the groups.
     """
-    cells, identities = CellStore(store, writable=False), DigestCache()
+    cells, digests = CellStore(store, writable=False), DigestCache()
     # All data are read before the machine is measured, so that errors in the data are reported at once.
-    cells_of_groups = [cells_of(group, identities) for group in groups]
+    cells_of_groups = [cells_of(group, digests) for group in groups]
     machine: Machine | None = None
     plans = []
     for group, own in zip(groups, cells_of_groups, strict=True):

@@ -90,18 +90,18 @@ def run_sweep(
     )
     records: dict[str, SweepGroup] = {}
 
-    def finished(state: GroupState, cell: FinishedCell | None) -> None:
+    def write_finished_group(state: GroupState, cell: FinishedCell | None) -> None:
         records[state.group.name] = _write_group(out, state, cell)
 
     def current_result() -> SweepResult:
         seconds = round(time.perf_counter() - start, 1)
         # The groups' results name the device and threads that computed them.
-        here = environment(torch.device("cpu"), seconds)
+        this_environment = environment(torch.device("cpu"), seconds)
         return SweepResult(
             dualform=__version__,
             name=config.name,
             config=sweep_settings(config, groups),
-            environment={name: value for name, value in here.items() if name not in ("device", "threads")},
+            environment={name: value for name, value in this_environment.items() if name not in ("device", "threads")},
             engine=f"{engine.name}, {engine.workers} worker{'' if engine.workers == 1 else 's'}",
             groups=[records.get(state.group.name) or _group_record(state, None) for state in sweep.states],
             cells=cells_record(sweep.states),
@@ -110,7 +110,7 @@ def run_sweep(
         )
 
     try:
-        sweep.run(finished)
+        sweep.run(write_finished_group)
     except BaseException:
         # The error that stopped the sweep matters more than one from writing to a full disk.
         with contextlib.suppress(StorageError):
@@ -131,7 +131,7 @@ def prepare_folder(out: Path, config: SweepConfig, groups: Sequence[Group], *, o
     text = yaml.safe_dump(sweep_settings(config, groups), sort_keys=False, allow_unicode=True)
     file = out / "sweep.yaml"
     if not overwrite:
-        if file.exists() and not _same(file, text):
+        if file.exists() and not _has_same_settings(file, text):
             raise ConfigError(
                 f"{out} holds another sweep. Choose another folder with --out, or give --overwrite; finished cells "
                 "stay in the store and are not computed again."
@@ -147,7 +147,7 @@ def prepare_folder(out: Path, config: SweepConfig, groups: Sequence[Group], *, o
         temporary.write_text(text, encoding="utf-8")
 
 
-def _same(file: Path, text: str) -> bool:
+def _has_same_settings(file: Path, text: str) -> bool:
     """Whether a sweep.yaml can be read and has the same content as a text."""
     try:
         return bool(yaml.safe_load(file.read_text(encoding="utf-8")) == yaml.safe_load(text))

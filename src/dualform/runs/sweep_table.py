@@ -17,13 +17,13 @@ from dualform.runs.sweep_words import (
     accuracy_of,
     cells_by_status,
     comparison_results,
-    group_by_slice,
+    group_by_model,
     group_name,
     learners_of,
     mean_over_tasks,
+    model_and_options,
     option_text,
     seed_spread,
-    slice_name,
     study_name,
 )
 from dualform.studies.against_words import break_even, compare_accuracy
@@ -51,14 +51,14 @@ def grid_table(sweep: SweepResult) -> Table:
     """Accuracy of each learner, one row per group. The highest accuracy of a row and collapsed learners are marked.
 
     The page also marks accuracies that are not significantly different from the highest, and has the share of the
-    commonest label, agreement with ICL, and each model's mean over tasks.
+    most common label, agreement with ICL, and each model's mean over tasks.
     """
     results = comparison_results(sweep)
     learners, agreeing = learners_of(results), agreeing_learners(results)
     columns = (
         Column("model", where="terminal"),
         Column("task"),
-        Column("commonest label", "points", where="page"),
+        Column("most common label", "points", where="page"),
         *(Column(learner_style(key).title, "points", short=SHORT.get(key, "")) for key in learners),
         *(Column(f"{learner_style(key).title}: agrees with ICL", "points", where="page") for key in agreeing),
     )
@@ -67,21 +67,21 @@ def grid_table(sweep: SweepResult) -> Table:
     blocks: dict[str, list[SweepGroup]] = {}
     for group in sweep.groups:
         if id(group) in with_accuracy or (group.result is None and study_name(group) == "comparison"):
-            blocks.setdefault(slice_name(group), []).append(group)
+            blocks.setdefault(model_and_options(group), []).append(group)
     rows = []
     for name, groups in blocks.items():
         blank = (BLANK,) * (len(columns) - 2)
         rows.append(Row((BLANK, Cell(name), *blank), style="group", where="page"))
         rows += [_grid_row(name if place == 0 else "", group, learners, agreeing) for place, group in enumerate(groups)]
-        slice_results = [(group, group.result) for group in groups if group.result is not None]
-        rows += _mean_rows(slice_results, learners, agreeing)
+        model_results = [(group, group.result) for group in groups if group.result is not None]
+        rows += _mean_rows(model_results, learners, agreeing)
     note = (
         "Means over tasks weight all tasks equally and include only tasks on which every learner was run; their "
         "intervals are over tasks."
     )
     table = Table("Accuracy, % (* highest in its row, ! collapsed)", columns, tuple(rows), note=note)
     has_majority = any(majority_level(result) is not None for _, result in results)
-    return table if has_majority else without_columns(table, ["commonest label"])
+    return table if has_majority else without_columns(table, ["most common label"])
 
 
 def _grid_row(name: str, group: SweepGroup, learners: Sequence[str], agreeing: Sequence[str]) -> Row:
@@ -134,11 +134,11 @@ def _points_or_count(estimate: Estimate) -> Cell:
     return Cell(estimate.mean, "points", n=estimate.n, override=share(estimate) if is_few(estimate) else None)
 
 
-def _mean_rows(slice_results: GroupResults, learners: Sequence[str], agreeing: Sequence[str]) -> list[Row]:
+def _mean_rows(model_results: GroupResults, learners: Sequence[str], agreeing: Sequence[str]) -> list[Row]:
     """The row of means over the tasks on which all learners were run; no row for fewer than two such tasks."""
     shared = [
         (group, result)
-        for group, result in slice_results
+        for group, result in model_results
         if all(accuracy_of(key)(result) is not None for key in learners)
     ]
     means = [mean_over_tasks(shared, accuracy_of(key), SHARE_RANGE) for key in learners]
@@ -180,7 +180,9 @@ def option_table(axis: str, values: Sequence[Any], results: GroupResults) -> Tab
     for group, result in results:
         if axis in group.options:
             rest = {name: value for name, value in group.options.items() if name != axis}
-            by_rest.setdefault(slice_name(group.model_copy(update={"options": rest})), []).append((group, result))
+            by_rest.setdefault(model_and_options(group.model_copy(update={"options": rest})), []).append(
+                (group, result)
+            )
     rows = []
     for name, block_results in by_rest.items():
         by_value = {
@@ -278,10 +280,10 @@ def cost_table(results: GroupResults) -> Table:
         Column("cheaper after (prompt cached)", "count"),
     )
     rows = []
-    for name, slice_results in group_by_slice(results).items():
+    for name, model_results in group_by_model(results).items():
         block = []
-        for key in learners_of(slice_results):
-            with_cost = [(group, result) for group, result in slice_results if key in result.cost]
+        for key in learners_of(model_results):
+            with_cost = [(group, result) for group, result in model_results if key in result.cost]
             if with_cost:
                 mean = partial(_mean_cost, with_cost, key)
                 block.append(
@@ -299,7 +301,7 @@ def cost_table(results: GroupResults) -> Table:
                     )
                 )
         if block:
-            tasks = plural(len({group.task for group, _ in slice_results}), "task")
+            tasks = plural(len({group.task for group, _ in model_results}), "task")
             rows += [_group(f"{name}, mean over {tasks}", len(columns)), *block]
     note = (
         "Seconds were measured in workers that share the machine, so compare them only within this sweep. Tokens and "

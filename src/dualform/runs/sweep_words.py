@@ -1,9 +1,9 @@
 """The sentences in which a sweep's results are reported.
 
-A group is one model, one task and one set of options, with all its seeds. It is counted for a learner only where its
-own tests or intervals put that learner ahead; groups are never pooled into one sample. The only numbers across groups
-are means over tasks, to which each task contributes one number. Their intervals describe the variation between tasks,
-not between queries.
+A group is one model, one task and one set of options, with all its seeds. A group counts as a win for a learner only if
+that group's own test or intervals show it significantly ahead. Queries of different groups are never pooled. The only
+numbers across groups are means over tasks, to which each task contributes one number. Their intervals describe the
+variation between tasks, not between queries.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +25,7 @@ from dualform.sweep_result import SweepCell, SweepGroup, SweepResult
 MOST_NAMES = 6
 """Most groups that a sentence lists by name; for more, it gives the first few and the number of the others."""
 
-MOST_SLICE_SENTENCES = 4
+MOST_MODEL_SENTENCES = 4
 """Most models (with their options) that each have a sentence in the verdict; with more, only the table has them."""
 
 
@@ -55,17 +55,17 @@ def sweep_verdict(sweep: SweepResult) -> list[str]:
         return []
     results = comparison_results(sweep)
     sentences = [
-        *_winner(results),
-        *_mean_accuracies(results),
-        *_against_guessing(results),
-        *_against_zero_shot(results),
-        *_collapsed_learners(results),
-        *_similarity(results),
-        *_other_studies(sweep),
+        *_winner_sentences(results),
+        *_mean_accuracy_sentences(results),
+        *_guessing_sentences(results),
+        *_zero_shot_sentences(results),
+        *_collapse_sentences(results),
+        *_similarity_sentences(results),
+        *_other_study_sentences(sweep),
     ]
     if not sentences:
         return [f"No group of this sweep has a result yet. {cell_sentence(sweep)}"]
-    return sentences + _limitations(sweep, results)
+    return sentences + _limitation_sentences(sweep, results)
 
 
 def comparison_results(sweep: SweepResult) -> list[tuple[SweepGroup, Result]]:
@@ -73,7 +73,7 @@ def comparison_results(sweep: SweepResult) -> list[tuple[SweepGroup, Result]]:
     return [(group, group.result) for group in sweep.groups if group.result is not None and group.result.accuracy]
 
 
-def slice_name(group: SweepGroup) -> str:
+def model_and_options(group: SweepGroup) -> str:
     """A group's model and options, without its task: `smollm2-135m (k 4)`."""
     return (group.model or study_name(group)) + _options(group)
 
@@ -100,11 +100,11 @@ def option_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else MISSING if value is None else str(value)
 
 
-def group_by_slice(results: Iterable[tuple[SweepGroup, Result]]) -> dict[str, list[tuple[SweepGroup, Result]]]:
-    """The groups by `slice_name`, in the order of the sweep; those of one slice differ only in their task."""
+def group_by_model(results: Iterable[tuple[SweepGroup, Result]]) -> dict[str, list[tuple[SweepGroup, Result]]]:
+    """The groups by `model_and_options`, in the order of the sweep; those under one name differ only in their task."""
     by_name: dict[str, list[tuple[SweepGroup, Result]]] = {}
     for group, result in results:
-        by_name.setdefault(slice_name(group), []).append((group, result))
+        by_name.setdefault(model_and_options(group), []).append((group, result))
     return by_name
 
 
@@ -272,7 +272,7 @@ def _noun(key: str) -> str:
     return learner_style(key).noun
 
 
-def _winner(results: list[tuple[SweepGroup, Result]]) -> list[str]:
+def _winner_sentences(results: list[tuple[SweepGroup, Result]]) -> list[str]:
     """In how many groups prompting, finetuning or folding is the most accurate."""
     by_learner = groups_by_winner(results)
     n = sum(map(len, by_learner.values()))
@@ -304,13 +304,13 @@ def _sweep_size(results: Sequence[tuple[SweepGroup, Result]]) -> str:
     return ", ".join(parts)
 
 
-def _mean_accuracies(results: list[tuple[SweepGroup, Result]]) -> list[str]:
+def _mean_accuracy_sentences(results: list[tuple[SweepGroup, Result]]) -> list[str]:
     """For each model, the learners' mean accuracies over tasks and the differences between them."""
     sentences = []
-    by_slice = {name: groups for name, groups in group_by_slice(results).items() if len(_tasks(groups)) > 1}
-    if len(by_slice) > MOST_SLICE_SENTENCES:
+    by_model = {name: groups for name, groups in group_by_model(results).items() if len(_tasks(groups)) > 1}
+    if len(by_model) > MOST_MODEL_SENTENCES:
         return []
-    for name, groups in by_slice.items():
+    for name, groups in by_model.items():
         shared = [(group, result) for group, result in groups if len(_candidates(result)) > 1]
         keys = [key for key in CANDIDATES if shared and all(key in _candidates(result) for _, result in shared)]
         if len(keys) < 2:
@@ -346,7 +346,7 @@ def _format_difference(mean: TaskMean) -> str:
     return f"{text} points (95% CI over tasks {interval})"
 
 
-def _against_zero_shot(results: list[tuple[SweepGroup, Result]]) -> list[str]:
+def _zero_shot_sentences(results: list[tuple[SweepGroup, Result]]) -> list[str]:
     above = [(group, learners_above_zero_shot(result)) for group, result in results]
     judged = [(group, keys) for group, keys in above if keys is not None]
     if not judged:
@@ -362,8 +362,8 @@ def _all_groups(n: int) -> str:
     return f"all {n:,} groups" if n > 1 else "the only group"
 
 
-def _against_guessing(results: list[tuple[SweepGroup, Result]]) -> list[str]:
-    """In which groups no learner is significantly better than guessing and than always giving the commonest label."""
+def _guessing_sentences(results: list[tuple[SweepGroup, Result]]) -> list[str]:
+    """In which groups no learner is significantly better than guessing and than always giving the most common label."""
     judged = []
     for group, result in results:
         above = [above_guessing(result, key) for key in result.accuracy]
@@ -372,7 +372,7 @@ def _against_guessing(results: list[tuple[SweepGroup, Result]]) -> list[str]:
     if not judged:
         return []
     without = [group for group, learned in judged if not learned]
-    better = "significantly better than guessing and than always giving the commonest label"
+    better = "significantly better than guessing and than always giving the most common label"
     if not without:
         return [f"At least one learner is {better} in {_all_groups(len(judged))}."]
     count = f"{len(without)} of {plural(len(judged), 'group')}"
@@ -382,7 +382,7 @@ def _against_guessing(results: list[tuple[SweepGroup, Result]]) -> list[str]:
     ]
 
 
-def _collapsed_learners(results: list[tuple[SweepGroup, Result]]) -> list[str]:
+def _collapse_sentences(results: list[tuple[SweepGroup, Result]]) -> list[str]:
     sentences = []
     for key in CANDIDATES:
         with_learner = [(group, result) for group, result in results if key in result.predictions]
@@ -397,7 +397,7 @@ def _collapsed_learners(results: list[tuple[SweepGroup, Result]]) -> list[str]:
     return sentences
 
 
-def _similarity(results: list[tuple[SweepGroup, Result]]) -> list[str]:
+def _similarity_sentences(results: list[tuple[SweepGroup, Result]]) -> list[str]:
     """In how many groups the updates by context and by finetuning are similar, by the measure used for the verdict."""
     by_measure: dict[tuple[str, str], list[tuple[SweepGroup, Result]]] = {}
     for group, result in results:
@@ -421,17 +421,19 @@ def _similarity(results: list[tuple[SweepGroup, Result]]) -> list[str]:
             f"Similarity of the updates by ICL and by finetuning ({name}; 0: floor, 1: ceiling) is "
             f"significantly above 0 in {len(above)} of {plural(len(scores), 'group')}"
         )
-        sentence += f" and its interval reaches 1 in {len(reaching) or 'none'}" if above else ""
+        if above:
+            n = len(reaching) or "none"
+            sentence += f"; in {n} of these the interval includes the ceiling (1) or lies above it"
         if len(scores) > 1:
             sentence += (
-                f"; it ranges from {rounded(*low[:2], 1, 2)} ({group_name(low[2])}) to {rounded(*high[:2], 1, 2)} "
+                f"; values range from {rounded(*low[:2], 1, 2)} ({group_name(low[2])}) to {rounded(*high[:2], 1, 2)} "
                 f"({group_name(high[2])})"
             )
         sentences.append(f"{sentence}.")
     return sentences
 
 
-def _other_studies(sweep: SweepResult) -> list[str]:
+def _other_study_sentences(sweep: SweepResult) -> list[str]:
     other = [group for group in sweep.groups if group.result is not None and not group.result.accuracy]
     if not other:
         return []
@@ -442,7 +444,7 @@ def _other_studies(sweep: SweepResult) -> list[str]:
     return [f"Results of other studies are in a separate table: {studies}."]
 
 
-def _limitations(sweep: SweepResult, results: list[tuple[SweepGroup, Result]]) -> list[str]:
+def _limitation_sentences(sweep: SweepResult, results: list[tuple[SweepGroup, Result]]) -> list[str]:
     """Which cells are missing, and what the sweep cannot show."""
     sentences = []
     by_status = cells_by_status(sweep)
@@ -450,7 +452,9 @@ def _limitations(sweep: SweepResult, results: list[tuple[SweepGroup, Result]]) -
     if failed or pending:
         missing = [f"{failed} failed"] if failed else []
         missing += [f"{pending} {'was' if pending == 1 else 'were'} not started"] if pending else []
-        sentences.append(f"Of {plural(len(sweep.cells), 'cell')}, {listed(missing)}; they are not included here.")
+        sentences.append(
+            f"Of {plural(len(sweep.cells), 'cell')}, {listed(missing)}; their results are missing from this report."
+        )
     seeds = {len(each.per_seed) for _, result in results for each in result.accuracy.values() if each.per_seed}
     if seeds == {1}:
         sentences.append(

@@ -1,4 +1,4 @@
-"""Sentences that compare accuracies with guessing and with always giving the commonest label."""
+"""Sentences that compare accuracies with guessing and with always giving the most common label."""
 
 from collections.abc import Iterable, Sequence
 
@@ -37,7 +37,7 @@ def majority_answer(result: Result, baselines: Baselines | None = None) -> str:
     baselines = baselines or result.baselines
     label = baselines.majority_label if baselines is not None else None
     if label is None:
-        return "always giving the commonest answer"
+        return "always giving the most common answer"
     return f"always taking choice {label}" if is_free_text(result) else f"always answering “{label.strip()}”"
 
 
@@ -57,11 +57,11 @@ def baseline_rows(result: Result) -> list[tuple[str, float]]:
 
 
 def baselines_text(result: Result) -> str:
-    """`guessing gives 50.0 %, always answering “Positive” (the commonest label of these queries) 64.0 %`."""
+    """`guessing gives 50.0 %, always answering “Positive” (the most common label of these queries) 64.0 %`."""
     chance, majority = chance_level(result), majority_level(result)
     parts = [f"guessing gives {percent(chance)}"] if chance is not None else []
     if majority is not None:
-        which = "right most often here" if is_free_text(result) else "the commonest label of these queries"
+        which = "right most often here" if is_free_text(result) else "the most common label of these queries"
         verb = "" if parts else " gives"
         parts.append(f"{majority_answer(result)} ({which}){verb} {percent(majority)}")
     return ", ".join(parts)
@@ -70,12 +70,12 @@ def baselines_text(result: Result) -> str:
 def above_baselines(
     accuracy: Estimate, chance: float | None, majority: float | None, over_majority: Estimate | None = None
 ) -> bool | None:
-    """Whether an accuracy is shown to lie above guessing and above always giving the commonest label.
+    """Whether an accuracy is shown to lie above guessing and above always giving the most common label.
 
     Args:
         accuracy: Share of right answers.
         chance: Accuracy of guessing, if it is known.
-        majority: Accuracy of always giving the commonest label, if it is known.
+        majority: Accuracy of always giving the most common label, if it is known.
         over_majority: The accuracy minus that of the majority baseline, query by query. Where it is given, its
             interval decides, and a learner without an interval here is not above the majority baseline.
 
@@ -114,11 +114,11 @@ def collapsed(result: Result) -> list[str]:
 
 
 def guessing_phrase(result: Result) -> str:
-    """`both guessing (50.0 %) and always answering “yes”, the commonest label among the reported queries (64.0 %)`."""
+    """`both guessing (50 %) and always answering “yes”, the most common label among the reported queries (64 %)`."""
     chance, majority = chance_level(result), majority_level(result)
     parts = [f"guessing ({percent(chance)})"] if chance is not None else []
     if majority is not None:
-        which = "right most often" if is_free_text(result) else "the commonest label"
+        which = "right most often" if is_free_text(result) else "the most common label"
         parts.append(f"{majority_answer(result)}, {which} among the reported queries ({percent(majority)})")
     return f"both {' and '.join(parts)}" if len(parts) > 1 else "".join(parts)
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from dualform.errors import ConfigError
 from dualform.models.editing.convolution import TAPS, ValueConvolution, apply_convolution
 from dualform.models.editing.momentum import apply_momentum, momentum_of
-from dualform.models.reading.attention import MOMENTUM
+from dualform.models.reading.attention import ADDED_TERM
 from dualform.models.reading.capture import Recording
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import lay_out
@@ -110,7 +110,7 @@ def test_a_model_begins_as_it_was_bit_for_bit(name: str, training: bool) -> None
     assert model.training is training
     assert torch.equal(logits_of(model.eval(), ids), plain)
     added = {key: value for key, value in model.named_parameters() if key not in before}
-    assert all(key.endswith(f"{MOMENTUM}.kernel") for key in added)
+    assert all(key.endswith(f"{ADDED_TERM}.kernel") for key in added)
     assert len(added) == len(find_anatomy(model).layers)
     assert all(value.requires_grad and not value.any() for value in added.values())
 

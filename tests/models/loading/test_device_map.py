@@ -320,7 +320,7 @@ class TestSettings:
             ),
             ({"device_map": {"lm_head": 2.5}}, "'lm_head' goes to 2.5"),
             ({"max_memory": "cpu"}, "max_memory 'cpu' should look like cpu=2GiB,0=10GiB"),
-            ({"max_memory": "cpu=much"}, "'much' is no size: write it like 500MB"),
+            ({"max_memory": "cpu=much"}, "'much' is not a size: write it like 500MB"),
             ({"max_memory": "tape=2GiB"}, "'tape' should be cpu, mps or the number of a GPU"),
             ({"max_memory": {}}, "max_memory names no device"),
             ({"max_memory": "cpu=1GiB", "device_map": DISK}, "leave out one of them"),

@@ -149,7 +149,7 @@ def task_with(labels: list[int], words: tuple[str, ...] | None = ("no", "yes"), 
     )
 
 
-def test_the_majority_baseline_is_the_share_of_the_commonest_label_of_the_queries() -> None:
+def test_the_majority_baseline_is_the_share_of_the_most_common_label_of_the_queries() -> None:
     task = task_with([1, 1, 1, 0, 1])
     baselines = baselines_of(task, task.split("report"))
     assert (baselines.majority, baselines.majority_label, baselines.chance, baselines.n) == (0.8, "yes", 0.5, 5)

@@ -7,9 +7,9 @@ from dualform.studies.folding.words import (
     axes_in_order,
     composition_sentences,
     headlines,
-    numbers,
     perplexity_sentence,
     transfer_sentences,
+    values_as_numbers,
 )
 from tests.report.example_folding import (
     NOTHING,
@@ -91,7 +91,7 @@ def test_a_gain_that_is_not_significant_makes_its_share_mean_little():
 
 def test_without_a_method_axis_the_best_is_taken_from_the_first_axis():
     first = sentences_of(point("k", "4", around(0.6)), point("k", "8", around(0.7)))[0]
-    assert first.startswith("Folding is most accurate at demonstrations “8”: 70 %")
+    assert first.startswith("Folding is most accurate with demonstrations = “8”: 70 %")
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_accuracy_on_other_tasks_differs_only_if_the_interval_excludes_zero():
     assert sentence == (
         "On other tasks, the folded model is significantly less accurate than the base model on “b” (-5.0 points, -9.0 "
         "to -1.0); significantly more accurate than it on “a” (+5.0 points, +1.0 to +9.0); not significantly different "
-        "from it on “c” (+5.0 points, -1.0 to +11.0); not comparable, without an interval, on “d” (+5.0 points)."
+        "from it on “c” (+5.0 points, -1.0 to +11.0); without an interval, so not compared, on “d” (+5.0 points)."
     )
     assert transfer_sentences([]) == []
 
@@ -215,7 +215,7 @@ def test_a_sum_is_compared_with_its_parts_by_intervals():
     ],
 )
 def test_values_are_numbers_only_if_all_of_them_are(values, expected):
-    assert numbers([point("k", value) for value in values]) == expected
+    assert values_as_numbers([point("k", value) for value in values]) == expected
 
 
 def test_axes_are_in_page_order_with_unknown_ones_last():

@@ -14,7 +14,7 @@ def test_the_effect_of_choosing_for_one_learner_is_reported_in_points():
     (sentence,) = stability_answers(one_model())["fair"]
     assert "In-context learning minus finetuning is -4.0 points over all 4 sets." in sentence
     assert "it is +6.0 on that half and +2.0 (95 % interval -3.0 to +7.0) on the other" in sentence
-    assert "flatter in-context learning by 4.0 points" in sentence
+    assert "bias the accuracy of in-context learning upwards by 4.0 points" in sentence
     assert (
         "If the set is chosen by the mean of both, it is +1.0 (95 % interval -4.0 to +6.0) on the other half."
         in sentence

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from dualform.errors import ConfigError
 from dualform.models.editing.momentum import lags, to_query_heads, visible_from_mask
-from dualform.models.reading.attention import MOMENTUM, NAME, AttentionCall
+from dualform.models.reading.attention import ADDED_TERM, NAME, AttentionCall
 from dualform.models.structure.find_anatomy import find_anatomy
 
 TAPS = 3
@@ -21,10 +21,11 @@ class ValueConvolution(nn.Module):
     Args:
         n_heads: Number of value heads.
         d_head: Number of channels of a head.
-        taps: Number of tokens before the query's own token.
+        taps: Number of preceding tokens whose values are added.
     """
 
     inactive = False
+    """Whether the term is zero, so that attention is computed without it; never for a convolution."""
 
     def __init__(self, n_heads: int, d_head: int, taps: int = TAPS) -> None:
         super().__init__()
@@ -43,10 +44,10 @@ class ValueConvolution(nn.Module):
             visible = torch.ones(1, n_query, n_key, dtype=torch.bool, device=call.value.device)
         else:
             visible = visible_from_mask(call.mask)
-        return self.by_lag(call.value, lags(visible), visible, call.query.shape[1])
+        return self.term_from_lags(call.value, lags(visible), visible, call.query.shape[1])
 
-    def by_lag(self, value: Tensor, lag: Tensor, visible: Tensor, n_heads: int) -> Tensor:
-        """The same term computed from lags, see `Momentum.by_lag`."""
+    def term_from_lags(self, value: Tensor, lag: Tensor, visible: Tensor, n_heads: int) -> Tensor:
+        """The same term computed from lags, see `Momentum.term_from_lags`."""
         term = torch.zeros(*value.shape[:2], lag.shape[-2], value.shape[-1], dtype=value.dtype, device=value.device)
         for j in range(1, self.kernel.shape[-1] + 1):
             selection = (visible & (lag == j))[:, None].to(value.dtype)
@@ -65,7 +66,7 @@ def apply_convolution(model: PreTrainedModel, taps: int = TAPS) -> None:
 
     Args:
         model: A model whose family uses transformers' attention registry.
-        taps: Number of tokens before the query's own token.
+        taps: Number of preceding tokens whose values are added.
 
     Raises:
         ConfigError: `taps` is below 1, the family does not use the attention registry, or the model already has
@@ -79,11 +80,11 @@ def apply_convolution(model: PreTrainedModel, taps: int = TAPS) -> None:
     model.train(training)
     require_registry(model, anatomy.registry)
     modules = [model.get_submodule(layer.attention) for layer in anatomy.layers]
-    if any(hasattr(module, MOMENTUM) for module in modules):
+    if any(hasattr(module, ADDED_TERM) for module in modules):
         raise ConfigError("the model has momentum or a convolution already. Load it again without them.")
     for layer, module in zip(anatomy.layers, modules, strict=True):
         module.add_module(
-            MOMENTUM, ValueConvolution(layer.n_kv_heads, layer.d_head, taps).to(model.device, model.dtype)
+            ADDED_TERM, ValueConvolution(layer.n_kv_heads, layer.d_head, taps).to(model.device, model.dtype)
         )
     model.set_attn_implementation(NAME)
 

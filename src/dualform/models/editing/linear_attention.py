@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from dualform.errors import ConfigError
 from dualform.models.editing.convolution import require_registry
-from dualform.models.reading.attention import ATTENTION, NAME, AttentionCall
+from dualform.models.reading.attention import NAME, REPLACED_ATTENTION, AttentionCall
 from dualform.models.structure.find_anatomy import find_anatomy
 from dualform.ops.momentum_dual import MomentumKind, momentum_linear_attention
 
@@ -50,7 +50,7 @@ class LinearAttention(nn.Module):
             )
         groups = call.query.shape[1] // call.key.shape[1]
         key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (call.key, call.value))
-        # Query and key each get the square root of the scores' scale.
+        # Scale queries and keys before the feature map, so that their product has the usual scale.
         q, k = (F.elu(x * call.scale**0.5) + 1 for x in (call.query, key))
         out = momentum_linear_attention(q, k, value, self._eta, kind=self._kind)
         return F.rms_norm(out, out.shape[-1:], eps=1e-6).transpose(1, 2)
@@ -80,5 +80,5 @@ def apply_linear_attention(model: PreTrainedModel, kind: MomentumKind = "none", 
     model.train(training)
     require_registry(model, anatomy.registry)
     for layer in anatomy.layers:
-        model.get_submodule(layer.attention).add_module(ATTENTION, LinearAttention(kind, eta))
+        model.get_submodule(layer.attention).add_module(REPLACED_ATTENTION, LinearAttention(kind, eta))
     model.set_attn_implementation(NAME)

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from dualform.errors import ConfigError, ModelError
 from dualform.models.compat import attention_implementation, can_set_attention
 from dualform.models.hooks import attach_permanently, detach
-from dualform.models.reading.attention import MOMENTUM, NAME, AttentionCall, hidden
+from dualform.models.reading.attention import ADDED_TERM, NAME, AttentionCall, hidden
 from dualform.models.reading.attention_tracer import AttentionTracer, is_traced
 from dualform.models.structure.find_anatomy import find_anatomy
 from dualform.ops.momentum import momentum_chunked
@@ -95,9 +95,9 @@ class Momentum(nn.Module):
             visible = torch.ones(1, n_query, n_key, dtype=torch.bool, device=call.value.device)
         else:
             visible = visible_from_mask(call.mask)
-        return self.by_lag(call.value, lags(visible), visible, call.query.shape[1])
+        return self.term_from_lags(call.value, lags(visible), visible, call.query.shape[1])
 
-    def by_lag(self, value: Tensor, lag: Tensor, visible: Tensor, n_heads: int) -> Tensor:
+    def term_from_lags(self, value: Tensor, lag: Tensor, visible: Tensor, n_heads: int) -> Tensor:
         """The same term computed from lags, for any mask.
 
         Args:
@@ -242,7 +242,7 @@ def apply_momentum(
     chosen = tuple(range(n_layers)) if layers is None else tuple(layers)
     if missing := [layer for layer in chosen if not 0 <= layer < n_layers]:
         raise ConfigError(f"layers {missing} do not exist: the model has layers 0 to {n_layers - 1}")
-    if any(hasattr(model.get_submodule(layer.attention), MOMENTUM) for layer in anatomy.layers):
+    if any(hasattr(model.get_submodule(layer.attention), ADDED_TERM) for layer in anatomy.layers):
         raise ConfigError("the model has a convolution already (apply_convolution). Load it again without it.")
     if isinstance(etas, tuple) and len(etas) != n_heads:
         raise ConfigError(
@@ -276,7 +276,7 @@ def restore_momentum(model: PreTrainedModel, registry: bool = True) -> None:
             "with the model that it was saved from."
         )
     for name in settings.modules:
-        modules[name].add_module(MOMENTUM, Momentum(settings))
+        modules[name].add_module(ADDED_TERM, Momentum(settings))
     if registry and can_set_attention(model):
         model.set_attn_implementation(NAME)
     # If another attention function is set later, tracing still adds momentum.
@@ -300,7 +300,7 @@ def remove_momentum(model: PreTrainedModel) -> None:
     if settings is None:
         return
     for name in settings.modules:
-        delattr(model.get_submodule(name), MOMENTUM)
+        delattr(model.get_submodule(name), ADDED_TERM)
     detach(model, _start_tracing, _stop_tracing)
     delattr(model.config, ENTRY)
 

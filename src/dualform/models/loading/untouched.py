@@ -20,7 +20,7 @@ from dualform.models.compat import attention_implementation
 from dualform.models.hooks import Hooks
 from dualform.models.loading.offloading import input_device, named_weights
 from dualform.models.loading.quantized import precision_of
-from dualform.models.reading.attention import ATTENTION, MOMENTUM, NAME
+from dualform.models.reading.attention import ADDED_TERM, NAME, REPLACED_ATTENTION
 from dualform.models.reading.cached import NaiveRoute
 from dualform.models.reading.capture import Recording
 from dualform.models.reading.forward import KeysValues, forward_rows
@@ -209,7 +209,7 @@ def own_attention(model: PreTrainedModel) -> Iterator[str]:
         Name of the implementation.
     """
     current = attention_implementation(model) or "eager"
-    if any(hasattr(module, name) for module in model.modules() for name in (MOMENTUM, ATTENTION)):
+    if any(hasattr(module, name) for module in model.modules() for name in (ADDED_TERM, REPLACED_ATTENTION)):
         # This model's own attention is computed by dualform (momentum, for example).
         if current == NAME and not _supports_dualform_attention(model):
             # The family passes arguments that dualform's function does not support, so its eager code is used.

@@ -22,9 +22,9 @@ from dualform.models.compat import attention_with_lse_on_cpu
 from dualform.ops.rounding import at_least_float32
 
 NAME = "dualform"
-MOMENTUM = "dualform_momentum"
+ADDED_TERM = "dualform_momentum"
 """Name of the child module that computes a term to add to the output of a layer's heads (`models.editing.momentum`)."""
-ATTENTION = "dualform_attention"
+REPLACED_ATTENTION = "dualform_attention"
 """Name of the child module that computes attention instead of softmax (`models.editing.linear_attention`)."""
 
 # Keyword arguments that models pass to the attention function but that do not affect it. Every other keyword raises:
@@ -135,7 +135,7 @@ def _attention_with_sink(call: AttentionCall, sink: Tensor, key: Tensor, value: 
 
 def momentum_in(module: nn.Module) -> Any:
     """The momentum of an attention module; None if it has none or its decay is zero."""
-    momentum: Any = getattr(module, MOMENTUM, None)
+    momentum: Any = getattr(module, ADDED_TERM, None)
     return None if momentum is None or momentum.inactive else momentum
 
 
@@ -168,7 +168,7 @@ def _attention(
         sliding_window,
         dropout,
         momentum_in(module),
-        getattr(module, ATTENTION, None),
+        getattr(module, REPLACED_ATTENTION, None),
         s_aux,
     )
     backend = _active_backend.get()

@@ -133,7 +133,7 @@ class _PackedBackend:
         offsets = layout.offsets[layout.gather]
         lag = offsets[:, :, None] - offsets[:, None, :]
         visible = layout.visible if window is None else layout.visible & (lag < window)
-        term = momentum.by_lag(own_value, lag, visible, n_heads)
+        term = momentum.term_from_lags(own_value, lag, visible, n_heads)
         term = rearrange(term, "n pos head d -> head (n pos) d")[:, self._to_row]
         if not self._prefix.length:
             return term
@@ -141,7 +141,7 @@ class _PackedBackend:
         positions = torch.arange(self._prefix.length, device=value.device)
         lag = self._prefix.length + layout.offsets[:, None] - positions
         visible = torch.ones_like(lag, dtype=torch.bool) if window is None else lag < window
-        before = momentum.by_lag(value[None], lag[None], visible[None], n_heads)
+        before = momentum.term_from_lags(value[None], lag[None], visible[None], n_heads)
         return term + rearrange(before, "1 row head d -> head row d")
 
     def _own_mask(self, call: AttentionCall, groups: int) -> Tensor:

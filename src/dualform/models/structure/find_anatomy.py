@@ -104,9 +104,10 @@ def _not_a_layer(observed: ObservedForward, number: int) -> str | None:
         )
     if not use.out.requires_grad:
         return "has no gradient, so it is not on the path from tokens to logits"
-    run = observed.start(use.module, use.time)
+    run = observed.start(use.module, use.call_index)
     same_run = [
-        other.module is use.module and observed.start(other.module, other.time) == run for other in observed.attention
+        other.module is use.module and observed.start(other.module, other.call_index) == run
+        for other in observed.attention
     ]
     if sum(same_run) > 1:
         return "computes attention in several parts, which dualform does not combine"

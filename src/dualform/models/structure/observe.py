@@ -1,4 +1,4 @@
-"""Observing one forward of a model on a few tokens: every run of attention and of a linear, with its graph."""
+"""Observe every attention and linear layer in one forward of a model on a few tokens, with the autograd graph."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,31 +28,31 @@ class AttentionUse:
     key: Tensor
     value: Tensor
     out: Tensor
-    """The heads' output that the family's code continues with, with its graph."""
+    """The heads' output that the family's code continues with, with its autograd graph."""
     joined: Tensor
     """The heads' output with heads joined, `(batch, q_pos, head * d_value)`."""
-    time: int
-    """Number of linears and attentions that ran before it."""
+    call_index: int
+    """Number of linear layers and attentions that ran before it."""
     heads_first: bool = False
     """Whether `out` is `(batch, head, q_pos, d_value)`, perhaps with the first two axes joined."""
 
 
 @dataclass
 class LinearUse:
-    """One run of a linear in the observed forward."""
+    """One run of a linear layer in the observed forward."""
 
     module: nn.Module
     input: Tensor
     output: Tensor
-    time: int
-    """Number of linears and attentions that ran before it."""
+    call_index: int
+    """Number of linear layers and attentions that ran before it."""
     use: int
-    """Number of earlier runs of the same linear."""
+    """Number of earlier runs of the same linear layer."""
 
 
 @dataclass
 class ObservedForward:
-    """Every run of attention and of a linear in one forward on a few tokens."""
+    """Every run of attention and of a linear layer in one forward on a few tokens."""
 
     attention: list[AttentionUse] = field(default_factory=list)
     linears: list[LinearUse] = field(default_factory=list)
@@ -60,19 +60,21 @@ class ObservedForward:
     """Modules with a softmax that is not attention of a known form -> what is different."""
     n_tokens: int = 0
     starts: dict[nn.Module, list[int]] = field(default_factory=dict)
-    """The times at which each module started to run."""
+    """Module -> the values of `n_calls` at which it started to run."""
 
-    def start(self, module: nn.Module, time: int) -> int:
-        """Start of the module's run that was in progress at a time; 0 if there was none."""
-        return max((start for start in self.starts.get(module, ()) if start <= time), default=0)
+    def start(self, module: nn.Module, call_index: int) -> int:
+        """Start of the module's run that was in progress at a call; 0 if there was none."""
+        return max((start for start in self.starts.get(module, ()) if start <= call_index), default=0)
 
     @property
-    def now(self) -> int:
-        """Number of linears and attentions that ran so far, the unit of `time`."""
+    def n_calls(self) -> int:
+        """Number of linear layers and attentions that ran so far."""
         return len(self.attention) + len(self.linears)
 
 
-class _ProbeBackend:
+class _RecordingBackend:
+    """Computes plain attention and records each call."""
+
     builds_mask = True
 
     def __init__(self, observed: ObservedForward, nudge: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -84,7 +86,7 @@ class _ProbeBackend:
         if self._nudge is not None:
             out = self._nudge(out)
         self._observed.attention.append(
-            AttentionUse(module, call.query, call.key, call.value, out, out.flatten(2), self._observed.now)
+            AttentionUse(module, call.query, call.key, call.value, out, out.flatten(2), self._observed.n_calls)
         )
         return out
 
@@ -109,7 +111,7 @@ def use_eager(model: PreTrainedModel) -> None:
 def observe_forward(
     model: PreTrainedModel, registry: bool, nudge: Callable[[Tensor], Tensor] | None = None
 ) -> ObservedForward:
-    """Run a model on a few tokens and observe every attention, through the registry or a tracer, and every linear.
+    """Run a model on a few tokens and observe every attention (through the registry or a tracer) and linear layer.
 
     `nudge` changes the heads' output before the model continues.
     """
@@ -120,10 +122,10 @@ def observe_forward(
         use = uses.get(module, 0)
         uses[module] = use + 1
         if isinstance(x, Tensor) and isinstance(out, Tensor):
-            observed.linears.append(LinearUse(module, x, out, observed.now, use))
+            observed.linears.append(LinearUse(module, x, out, observed.n_calls, use))
 
     def begin(module: nn.Module, x: Any) -> None:
-        observed.starts.setdefault(module, []).append(observed.now)
+        observed.starts.setdefault(module, []).append(observed.n_calls)
 
     def begin_graph(x: Any, out: Tensor) -> Tensor:
         # The sum, because a family may scale the output in place, which is not allowed for a leaf tensor.
@@ -149,7 +151,7 @@ def _observing_attention(
     model: PreTrainedModel, registry: bool, observed: ObservedForward, nudge: Callable[[Tensor], Tensor] | None
 ) -> Iterator[None]:
     if registry:
-        with attention_backend(_ProbeBackend(observed, nudge)):
+        with attention_backend(_RecordingBackend(observed, nudge)):
             yield
         return
 
@@ -157,7 +159,7 @@ def _observing_attention(
         joined = trace.head_output.transpose(1, 2).flatten(2)
         out = trace.head_output if trace.returned is None else trace.returned
         observed.attention.append(
-            AttentionUse(module, trace.query, trace.key, trace.value, out, joined, observed.now, heads_first=True)
+            AttentionUse(module, trace.query, trace.key, trace.value, out, joined, observed.n_calls, heads_first=True)
         )
 
     tracer = AttentionTracer([m for m in model.modules() if m is not model], 1, keep, nudge=nudge)

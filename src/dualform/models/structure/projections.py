@@ -33,11 +33,11 @@ def rows_around(
     while name:
         inner = set(modules[name].modules())
         # Outputs of earlier runs of the module, in a loop or in another layer, do not count.
-        start = observed.start(modules[name], use.time)
+        start = observed.start(modules[name], use.call_index)
         outputs = {
             names[linear.module]: linear.output
             for linear in observed.linears
-            if start <= linear.time < use.time and linear.module in inner
+            if start <= linear.call_index < use.call_index and linear.module in inner
         }
         rows = _rows_that_move(tensor, outputs)
         if len(rows) == 1 and len(rows[0].index) == expected:
@@ -78,7 +78,10 @@ def output_linear(
     names: Mapping[nn.Module, str], use: AttentionUse, observed: ObservedForward
 ) -> tuple[str | None, int, str, str | None]:
     """W_O: name, index of the linear's run, description of the operation before it, and the problem if not found."""
-    later = sorted((linear for linear in observed.linears if linear.time > use.time), key=lambda linear: linear.time)
+    later = sorted(
+        (linear for linear in observed.linears if linear.call_index > use.call_index),
+        key=lambda linear: linear.call_index,
+    )
     for linear in later:
         if not linear.input.requires_grad:
             continue

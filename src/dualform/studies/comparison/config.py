@@ -54,7 +54,7 @@ class ComparisonConfig(OneModelConfig):
     """Of zsl,icl,ft,lora,probe,fold. Similarity needs zsl, icl and ft. Another package adds a learner by an entry point
     in `dualform.learners`."""
     lora_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3)
-    """Learning rates of lora, which is AdamW."""
+    """Learning rates tried for lora (AdamW)."""
     fold: FoldSettings = FoldSettings()
     """How the prompt is folded into the weights."""
     tune: Tune = "first"

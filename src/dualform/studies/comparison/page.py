@@ -329,7 +329,7 @@ def _sweep(result: Result) -> Section:
                 "Accuracy of finetuning, length of its update and each measure of similarity against the learning "
                 "rate.",
                 "Means with 95 % intervals over the queries on which controls were read. Dashed: the chosen rates. "
-                "Scales differ.",
+                "The panels have different scales.",
             )
         ],
     )

@@ -1,6 +1,7 @@
 """The charts of a folding study, one for each axis; None if there is nothing to draw.
 
-Values on a numeric scale are joined by a line, named values are rows of dots. Zero-shot, ICL and FT are drawn as lines.
+Values on a numeric scale are joined by a line, named values are rows of dots. Zero-shot and FT are dashed lines; ICL
+too, or a dotted curve where demonstrations vary.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from dualform.report.numerals import finite, known
 from dualform.report.palette import learner_style, learners_in_order
 from dualform.result import Estimate
 from dualform.studies.folding.result import FoldingResult, FoldPoint
-from dualform.studies.folding.words import LOGARITHMIC, axis_name, is_scale, number_of, points_on, positions
+from dualform.studies.folding.words import LOGARITHMIC, axis_name, is_scale, points_on, positions, value_as_number
 
 NAME_GAP = 130
 """Width in pixels of the names left of a panel."""
@@ -39,7 +40,7 @@ class _Panel:
     read: Callable[[FoldPoint], Estimate | None]
     references: dict[str, Estimate]
     """Learner -> its value, drawn as a dashed line."""
-    level: float | None = None
+    unchanged_value: float | None = None
     """The value for an unchanged model, drawn as a thin line."""
 
 
@@ -47,7 +48,7 @@ def axis_chart(result: FoldingResult, axis: str) -> alt.TopLevelMixin | None:
     """Accuracy, agreement with ICL and, if known, the ratio of perplexities along one axis.
 
     Args:
-        result: Any result.
+        result: The result of the study.
         axis: As in `FoldPoint.axis`.
 
     Returns:
@@ -72,12 +73,12 @@ def axis_chart(result: FoldingResult, axis: str) -> alt.TopLevelMixin | None:
 def _panels(result: FoldingResult) -> list[_Panel]:
     folding = result.folding
     assert folding is not None
-    levels = {"zsl": folding.zero_shot, "icl": folding.icl} | ({"ft": folding.ft} if folding.ft is not None else {})
+    references = {"zsl": folding.zero_shot, "icl": folding.icl} | ({"ft": folding.ft} if folding.ft is not None else {})
     agreeing = {key: each.agreement for key, each in result.against_icl.items() if key in ("zsl", "ft")}
     return [
-        _Panel("accuracy", ".0%", lambda point: point.accuracy, _with_numbers(levels)),
+        _Panel("accuracy", ".0%", lambda point: point.accuracy, _with_numbers(references)),
         _Panel("agreement with ICL", ".0%", lambda point: point.agreement, _with_numbers(agreeing)),
-        _Panel("perplexity, folded / base", ".2f", _perplexity, {}, level=1.0),
+        _Panel("perplexity, folded / base", ".2f", _perplexity, {}, unchanged_value=1.0),
     ]
 
 
@@ -86,8 +87,8 @@ def _perplexity(point: FoldPoint) -> Estimate | None:
     return None if ratio is None else Estimate(mean=ratio, ci95=(None, None), n=0)
 
 
-def _with_numbers(levels: dict[str, Estimate]) -> dict[str, Estimate]:
-    return {key: each for key, each in levels.items() if _has_number(each)}
+def _with_numbers(estimates: dict[str, Estimate]) -> dict[str, Estimate]:
+    return {key: each for key, each in estimates.items() if _has_number(each)}
 
 
 def _has_number(estimate: Estimate | None) -> bool:
@@ -128,10 +129,10 @@ def _colour(keys: Sequence[str]) -> alt.Color:
     return learner_colours(keys, legend(2, symbol="circle") if len(keys) > 1 else None)
 
 
-def _add_levels(plot: Plot, panel: _Panel) -> None:
+def _add_references(plot: Plot, panel: _Panel) -> None:
     """Adds the learners' values as dashed lines and the value for an unchanged model as a thin grey line."""
-    if panel.level is not None:
-        plot.thin(panel.level)
+    if panel.unchanged_value is not None:
+        plot.thin(panel.unchanged_value)
     for key in learners_in_order(panel.references):
         each = panel.references[key]
         low, high = known(each.ci95) or (None, None)
@@ -150,7 +151,7 @@ def _dots(points: Sequence[FoldPoint], panel: _Panel, keys: Sequence[str]) -> al
         colour=_colour(keys),
         hover=_hover(panel, rows, "fold"),
     )
-    _add_levels(plot, panel)
+    _add_references(plot, panel)
     plot.intervals(rows)
     plot.dots(rows)
     return plot.chart(width=240, height=ROW * len(names), title=panel.title)
@@ -179,7 +180,11 @@ def _curve(axis: str, points: Sequence[FoldPoint], panel: _Panel, keys: Sequence
             nice=False,
             padding=12,
             ticks=sorted(
-                {position for point, position in zip(points, at_positions, strict=True) if number_of(point) is not None}
+                {
+                    position
+                    for point, position in zip(points, at_positions, strict=True)
+                    if value_as_number(point) is not None
+                }
             ),
             grid=False,
         )
@@ -189,11 +194,11 @@ def _curve(axis: str, points: Sequence[FoldPoint], panel: _Panel, keys: Sequence
         colour=_colour(keys),
         hover=_hover(panel, rows, axis_name(axis)),
     )
-    _add_levels(plot, panel)
+    _add_references(plot, panel)
     if prompted:
         plot.line(prompted, width=1.6, strokeDash=[2, 2])
         plot.dots(prompted, size=26)
-    numeric = {point.value for point in points if number_of(point) is not None}
+    numeric = {point.value for point in points if value_as_number(point) is not None}
     if numbered := [row for row in rows if row["value"] in numeric]:
         plot.line(numbered)
         plot.dots(numbered, size=70)

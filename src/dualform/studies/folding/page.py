@@ -31,7 +31,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     DEMONSTRATION,
     (
         "unlabelled text",
-        "An example without its label, on which the fold is fitted to what the prompt changes inside the model.",
+        "An example without its label. The fold is fitted to reproduce, on these texts, the change that the prompt "
+        "makes to the activations.",
     ),
     ("agreement with ICL", "Share of the queries that the folded model answers as ICL does, correctly or not."),
     (
@@ -118,7 +119,8 @@ def _figure(result: FoldingResult, axis: str, name: str) -> Figure:
         name,
         axis_chart(result, axis),
         f"Accuracy and agreement with in-context learning by {axis_name(axis)}, with 95 % intervals.",
-        f"Dots are means, bars 95 % intervals.{dotted} Dashed: accuracy without a fold. Scales differ.",
+        f"Dots are means, bars 95 % intervals.{dotted} Dashed: accuracy without a fold. The panels have "
+        "different scales.",
     )
 
 

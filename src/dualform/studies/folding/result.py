@@ -68,7 +68,7 @@ class Transfer(Record):
     difference: Estimate
     """`folded` minus `zero_shot`, paired by query."""
     majority: Number = None
-    """Accuracy of always giving the commonest label of the other task."""
+    """Accuracy of always giving the most common label of the other task."""
 
 
 class Composition(Record):
@@ -83,7 +83,7 @@ class Composition(Record):
     alone: dict[TaskName, Estimate]
     """Accuracy of each task's own fold on that task."""
     majority: dict[TaskName, Number] = {}
-    """Accuracy of always giving the commonest label of each task."""
+    """Accuracy of always giving the most common label of each task."""
 
 
 class Folding(Record):

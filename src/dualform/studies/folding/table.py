@@ -7,7 +7,7 @@ from dualform.result import Estimate
 from dualform.studies.against_words import recovered_share
 from dualform.studies.baseline_words import baseline_rows
 from dualform.studies.folding.result import FoldingResult, FoldPoint
-from dualform.studies.folding.words import axes_in_order, axis_heading, axis_name, parts_name, points_on
+from dualform.studies.folding.words import axes_in_order, axis_heading, axis_name, join_part_names, points_on
 
 
 def tables(result: FoldingResult) -> list[Table]:
@@ -139,7 +139,7 @@ def compositions_table(result: FoldingResult) -> Table:
     rows = tuple(
         Row(
             (
-                Cell(parts_name(each)),
+                Cell(join_part_names(each)),
                 Cell(task),
                 estimate_cell(accuracy, "share"),
                 estimate_cell(each.alone[task], "share") if task in each.alone else Cell(None, "share"),

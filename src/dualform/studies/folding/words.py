@@ -50,10 +50,15 @@ def headlines(result: FoldingResult) -> list[str]:
     folding = result.folding
     if folding is None:
         return []
-    sentences = _guessing(result, folding) + _best(folding) + _default(result, folding) + _other_methods(folding)
+    sentences = (
+        _guessing_sentences(result, folding)
+        + _best_fold_sentences(folding)
+        + _default_method_sentences(result, folding)
+        + _other_method_sentences(folding)
+    )
     for axis in axes_in_order(folding):
         if axis != "method":
-            sentences += _along(axis, points_on(folding, axis))
+            sentences += _axis_sentences(axis, points_on(folding, axis))
     if folding.perplexity is not None:
         sentences.append(perplexity_sentence(folding.perplexity))
     sentences += transfer_sentences(folding.transfer) + composition_sentences(folding.compositions)
@@ -86,15 +91,15 @@ def points_on(folding: Folding, axis: str) -> list[FoldPoint]:
     return [point for point in folding.points if point.axis == axis]
 
 
-def numbers(points: Sequence[FoldPoint]) -> list[float] | None:
+def values_as_numbers(points: Sequence[FoldPoint]) -> list[float] | None:
     """The values of the points as numbers; None if one of them is not a number."""
-    values = [number_of(point) for point in points]
+    values = [value_as_number(point) for point in points]
     return None if None in values else [value for value in values if value is not None]
 
 
 def is_scale(axis: str, points: Sequence[FoldPoint]) -> bool:
     """Whether the points lie on a numeric scale, rather than being names."""
-    return axis in LOGARITHMIC or (bool(points) and numbers(points) is not None)
+    return axis in LOGARITHMIC or (bool(points) and values_as_numbers(points) is not None)
 
 
 def positions(axis: str, points: Sequence[FoldPoint]) -> list[float] | None:
@@ -104,7 +109,7 @@ def positions(axis: str, points: Sequence[FoldPoint]) -> list[float] | None:
     """
     on_scale = []
     for point in points:
-        position = number_of(point)
+        position = value_as_number(point)
         if position is None and axis == "strength":
             position = finite(point.strength)
         if position is None:
@@ -113,7 +118,7 @@ def positions(axis: str, points: Sequence[FoldPoint]) -> list[float] | None:
     return on_scale
 
 
-def number_of(point: FoldPoint) -> float | None:
+def value_as_number(point: FoldPoint) -> float | None:
     """The value of a point as a number; None if it is not one."""
     try:
         value = float(point.value.strip().replace(",", ""))
@@ -172,7 +177,7 @@ def _comparison_clauses(groups: dict[int | None, list[str]], reference: str, mis
         if order in groups:
             clauses.append(f"{relation} {'it' if clauses else reference} on {listed(groups[order])}")
     if None in groups:
-        clauses.append(f"not comparable, without {missing}, on {listed(groups[None])}")
+        clauses.append(f"without {missing}, so not compared, on {listed(groups[None])}")
     return clauses
 
 
@@ -189,11 +194,11 @@ def composition_sentences(compositions: Sequence[Composition]) -> list[str]:
             groups.setdefault(compare_intervals(accuracy.ci95, alone.ci95), []).append(figures)
         clauses = _comparison_clauses(groups, "the task's own fold", "intervals")
         if clauses:
-            sentences.append(f"The sum “{parts_name(each)}” is {'; '.join(clauses)}.")
+            sentences.append(f"The sum “{join_part_names(each)}” is {'; '.join(clauses)}.")
     return sentences
 
 
-def parts_name(composition: Composition) -> str:
+def join_part_names(composition: Composition) -> str:
     """`reviews + tweets`."""
     return " + ".join(composition.parts)
 
@@ -208,7 +213,7 @@ def best_point(points: Sequence[FoldPoint]) -> FoldPoint | None:
     return max(candidates, key=lambda point: finite(point.accuracy.mean) or 0.0) if candidates else None
 
 
-def _best(folding: Folding) -> list[str]:
+def _best_fold_sentences(folding: Folding) -> list[str]:
     """The most accurate fold compared with zero-shot, ICL and FT, and how often it answers as ICL does."""
     axis = next(iter(axes_in_order(folding)), None)
     points = points_on(folding, axis) if axis is not None else []
@@ -216,7 +221,7 @@ def _best(folding: Folding) -> list[str]:
     if best is None or axis is None:
         return []
     if axis != "method":
-        lead = f"Folding is most accurate at {axis_name(axis)} “{best.value}”: "
+        lead = f"Folding is most accurate with {axis_name(axis)} = “{best.value}”: "
     elif len(points) > 1:
         lead = f"Of {len(points)} folding methods, “{best.value}” is the most accurate: "
     else:
@@ -246,8 +251,8 @@ def _best(folding: Folding) -> list[str]:
     return sentences
 
 
-def _guessing(result: FoldingResult, folding: Folding) -> list[str]:
-    """What is not significantly more accurate than guessing and always giving the commonest label."""
+def _guessing_sentences(result: FoldingResult, folding: Folding) -> list[str]:
+    """What is not significantly more accurate than guessing and always giving the most common label."""
     chance, majority = chance_level(result), majority_level(result)
     if majority is None:
         return []
@@ -266,7 +271,7 @@ def _guessing(result: FoldingResult, folding: Folding) -> list[str]:
     ]
 
 
-def _default(result: FoldingResult, folding: Folding) -> list[str]:
+def _default_method_sentences(result: FoldingResult, folding: Folding) -> list[str]:
     """The default method if another one is the most accurate; it was not chosen by the reported queries."""
     settings = result.config.get("fold")
     method = settings.get("method") if isinstance(settings, dict) else None
@@ -296,7 +301,7 @@ def _compared_with(accuracy: Estimate, others: Sequence[tuple[str, Estimate]]) -
     return ", and ".join(words[order].format(listed(groups[order])) for order in words if order in groups)
 
 
-def _other_methods(folding: Folding) -> list[str]:
+def _other_method_sentences(folding: Folding) -> list[str]:
     """Which methods differ significantly from the best, and which do not from zero-shot."""
     points = points_on(folding, "method")
     best = best_point(points)
@@ -325,13 +330,13 @@ def _with_accuracy(point: FoldPoint) -> str:
     return f"“{point.value}” ({percent(point.accuracy.mean)})"
 
 
-def _along(axis: str, points: Sequence[FoldPoint]) -> list[str]:
+def _axis_sentences(axis: str, points: Sequence[FoldPoint]) -> list[str]:
     """How accuracy changes along a scale, or differs between names."""
     known_points = [point for point in points if finite(point.accuracy.mean) is not None]
     if len(known_points) < 2:
         return []
     name = capital(axis_name(axis))
-    numbered = [point for point in known_points if number_of(point) is not None] if is_scale(axis, points) else []
+    numbered = [point for point in known_points if value_as_number(point) is not None] if is_scale(axis, points) else []
     if len(numbered) < 2:
         return [f"{name}: {_compare_names(known_points)}."]
     first, last, best = numbered[0], numbered[-1], best_point(numbered)
@@ -351,7 +356,7 @@ def _along(axis: str, points: Sequence[FoldPoint]) -> list[str]:
             and compare_intervals(best.accuracy.ci95, last.accuracy.ci95) == 1
         ):
             sentence += ", significantly above both ends"
-    named = [point for point in known_points if number_of(point) is None]
+    named = [point for point in known_points if value_as_number(point) is None]
     if named:
         sentence += f"; {_with_names(named)}"
     agreement = [finite(point.agreement.mean) for point in (first, last)]

@@ -144,7 +144,7 @@ def _sections(result: MomentumResult, report: MomentumReport) -> list[Section]:
                     "Validation loss of each arm by tokens read, and its difference from the baseline's.",
                     "Means over seeds: the loss, and the loss minus the baseline's without the first tenth of "
                     "training. "
-                    "The line at 0 is the baseline. Scales differ.",
+                    "The line at 0 is the baseline. The panels have different scales.",
                 )
             ],
             note=f"One run for each arm and seed, with {count(report.tokens)} tokens in sequences of "
@@ -196,7 +196,8 @@ def _tasks(result: MomentumResult, report: MomentumReport) -> Section:
                 "tasks",
                 tasks_chart(result),
                 "Accuracy of each arm on each task with 95 % intervals, and chance level.",
-                "Dots: means; bars: 95 % intervals over seeds and queries; dashed: chance level. Scales differ.",
+                "Dots: means; bars: 95 % intervals over seeds and queries; dashed: chance level. The "
+                "panels have different scales.",
             )
         ],
         tables=[table.tasks_table(result)],
@@ -223,8 +224,8 @@ def _regression(result: MomentumResult, report: MomentumReport) -> Section:
                 "exact "
                 "predictors.",
                 "Squared error divided by that of predicting zero, log scale. Bands: 95 % intervals over seeds; "
-                "dashed: "
-                "exact predictors, whose lines end where they fall far below all arms. Scales differ.",
+                "dashed: exact predictors, whose lines end where they fall far below all arms. The panels have "
+                "different scales.",
             )
         ],
         tables=[table.regression_table(result)],

@@ -73,7 +73,7 @@ def render(result: SelectionResult) -> str:
                         "similarity",
                         similarity_by_choice_chart(result),
                         "Each similarity measure for each choice, with 95 % intervals.",
-                        "Dots are means, bars 95 % intervals. Scales differ.",
+                        "Dots are means, bars 95 % intervals. The panels have different scales.",
                     )
                 ],
                 tables=[similarity_table(result)],
@@ -84,7 +84,7 @@ def render(result: SelectionResult) -> str:
 
 
 def _baselines(result: SelectionResult) -> str:
-    """The accuracy of guessing and of always giving the commonest label on each set of queries; empty if unknown."""
+    """The accuracy of guessing and of always giving the most common label on each set of queries; empty if unknown."""
     levels = result.selection.baselines if result.selection is not None else {}
     parts = [
         f"on the {count(each.n)} {name} queries, guessing gives {percent(each.chance)} and "

@@ -85,7 +85,7 @@ def _per_model(models: Mapping[str, ModelStability], describe: Callable[[str, Mo
 
 
 def _guessing(result: StabilityResult, model: ModelStability) -> list[str]:
-    """Learners whose mean accuracy is not significantly above that of always giving the commonest label."""
+    """Learners whose mean accuracy is not significantly above that of always giving the most common label."""
     nouns = []
     for key in learners_in_order(model.learners):
         over = model.learners[key].plain.over_majority
@@ -96,8 +96,8 @@ def _guessing(result: StabilityResult, model: ModelStability) -> list[str]:
         return []
     return [
         f"{capital(listed(nouns))} {'is' if len(nouns) == 1 else 'are'} not significantly more accurate on average "
-        f"than {majority_answer(result)}, the commonest label ({percent(majority_level(result))}), so stable accuracy "
-        "here is no sign of learning."
+        f"than {majority_answer(result)}, the most common label ({percent(majority_level(result))}), so stable "
+        "accuracy here is no sign of learning."
     ]
 
 
@@ -181,8 +181,8 @@ def _fair(model: ModelStability) -> list[str]:
     sentence = (
         f"In-context learning minus finetuning is {average:+.1f} points over all {plural(overall.n, 'set')}. If the "
         f"set is chosen by in-context learning's accuracy on half of the queries, it is {selecting:+.1f} on that half "
-        f"and {other:+.1f} (95 % interval {interval}) on the other: the queries that chose the set flatter in-context "
-        f"learning by {selecting - other:.1f} points."
+        f"and {other:+.1f} (95 % interval {interval}) on the other: the queries that chose the set bias the "
+        f"accuracy of in-context learning upwards by {selecting - other:.1f} points."
     )
     if "both" in by_selector:
         both = by_selector["both"].gap_untouched
