@@ -37,11 +37,11 @@ from dualform.models.loading.packaged import packaged_model
 
 
 def _job(size: Size) -> Job:
-    return _made(size.k, size.n_queries)
+    return _example_job(size.k, size.n_queries)
 
 
 @cache
-def _made(k: int, n_queries: int) -> Job:
+def _example_job(k: int, n_queries: int) -> Job:
     return make_job(*loaded(), k, n_queries)
 
 
@@ -99,15 +99,15 @@ def main(arguments: Sequence[str] | None = None, size: Size | None = None) -> No
         for name in given.names or BENCHMARKS:
             Console(stderr=True).print(f"{name} ...", style="dim")
             start = time.perf_counter()
-            found = BENCHMARKS[name](size)
-            outcomes += found
+            result = BENCHMARKS[name](size)
+            outcomes += result
             report["benchmarks"][name] = {
                 "seconds": time.perf_counter() - start,
-                "outcomes": [{**asdict(outcome), "ratio": outcome.ratio, "met": outcome.met} for outcome in found],
+                "outcomes": [{**asdict(outcome), "ratio": outcome.ratio, "met": outcome.met} for outcome in result],
             }
     finally:
         torch.set_num_threads(threads)
-    if _made.cache_info().currsize:
+    if _example_job.cache_info().currsize:
         report["job"] = _job(size).facts
     console = Console()
     # Into a file or a pipe, lines may be long; a terminal says itself how long.

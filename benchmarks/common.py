@@ -90,7 +90,7 @@ def make_job(lm: LanguageModel, task: Task, k: int, n_queries: int) -> Job:
     demonstrations = draw_demonstrations(task, k, SEED, balanced=True)
     examples = task.split(task.report_split)[:n_queries]
     if len(examples) < n_queries:
-        raise ValueError(f"{n_queries} queries were asked for, but {task.name} has {len(examples)}.")
+        raise ValueError(f"{n_queries} queries were requested, but {task.name} has {len(examples)}.")
     return Job(
         lm=lm,
         task=task,

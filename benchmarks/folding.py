@@ -1,9 +1,9 @@
 """A fold against what it reads: time over one forward of its texts, and peak memory over that of reading them.
 
-A fold reads its calibration texts behind the demonstrations and without, and plain text; at each layer it looks into
-attention once more before the weights change. That is promised to take no more than three forwards, beside solving for
-the weights, which depends on the model's width and not on the texts, and is timed apart. Weights are never copied and
-texts are read in groups, so memory is promised to stay within twice that of reading.
+A fold reads its calibration texts with and without the demonstrations, and plain text; at each layer it computes
+attention once more before the weights change. This should take no more time than three forwards, apart from solving for
+the weights, which depends on the model's width and not on the texts, and is timed separately. Weights are never copied
+and texts are read in groups, so memory should stay within twice that of reading.
 
 Each peak has a process of its own, because a process never lowers its peak.
 """
@@ -101,10 +101,10 @@ def read_by_a_fold(job: Job, n: int) -> FoldTexts:
         ValueError: Train has fewer.
     """
     encoder = Encoder(job.lm, job.task)
-    shown = set(job.demonstrations.rows)
-    rows = [example for example in job.task.split("train") if example.row not in shown][:n]
+    used_rows = set(job.demonstrations.rows)
+    rows = [example for example in job.task.split("train") if example.row not in used_rows][:n]
     if len(rows) < n:
-        raise ValueError(f"{n} texts were asked for, but {job.task.name} has {len(rows)} beside the demonstrations.")
+        raise ValueError(f"{n} texts were requested, but {job.task.name} has {len(rows)} besides the demonstrations.")
     plain = [" ".join(example.fields.values()) for example in job.examples[:n]]
     ids = [tuple(job.lm.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in plain]
     return FoldTexts(tuple(encoder.query(example) for example in rows), "train", tuple(ids), "queries")
@@ -113,13 +113,13 @@ def read_by_a_fold(job: Job, n: int) -> FoldTexts:
 @contextmanager
 def solves_timed() -> Iterator[list[float]]:
     """Seconds of each solve for a layer's weights, collected while the block lasts."""
-    found: list[float] = []
+    solve_seconds: list[float] = []
 
     def timed(solve: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
             start = time.perf_counter()
             fit = solve(*arguments)
-            found.append(time.perf_counter() - start)
+            solve_seconds.append(time.perf_counter() - start)
             return fit
 
         return run
@@ -127,7 +127,7 @@ def solves_timed() -> Iterator[list[float]]:
     with ExitStack() as stack:
         for name in ("solve", "cross_validated"):
             stack.enter_context(patch.object(NormalEquations, name, timed(getattr(NormalEquations, name))))
-        yield found
+        yield solve_seconds
 
 
 def _n_texts(size: Size) -> int:

@@ -22,7 +22,7 @@ TARGET = 40.0
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Question:
     context: str
     continuations: tuple[str, ...]
 
@@ -42,28 +42,28 @@ def run(job: Job, size: Size, checkpoint: str) -> list[Outcome]:
         reason = "not run: lm-eval is not installed; pip install 'dualform[bench]' brings it"
         return [Outcome(NAME, (), "at least", TARGET, reason)]
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    asked = _asked(job, size.harness_queries)
+    questions = _questions(job, size.harness_queries)
     requests = [
         Instance("loglikelihood", {}, (question.context, continuation), number)
-        for number, question in enumerate(asked)
+        for number, question in enumerate(questions)
         for continuation in question.continuations
     ]
     harness: dict[int, Any] = {
         batch: HFLM(pretrained=checkpoint, device="cpu", dtype="float32", batch_size=batch)
-        for batch in sorted({1, min(4, len(asked))})
+        for batch in sorted({1, min(4, len(questions))})
     }
     ours = _ours(job)
-    found = {batch: _table(lm.loglikelihood(requests, disable_tqdm=True), asked) for batch, lm in harness.items()}
-    expected = ours[: len(asked)]
-    difference = max(float((table - expected).abs().max()) for table in found.values())
-    same = all(bool((table.argmax(1) == expected.argmax(1)).all()) for table in found.values())
-    context = next(iter(harness.values())).tok_encode(asked[0].context)
+    tables = {batch: _table(lm.loglikelihood(requests, disable_tqdm=True), questions) for batch, lm in harness.items()}
+    expected = ours[: len(questions)]
+    difference = max(float((table - expected).abs().max()) for table in tables.values())
+    same = all(bool((table.argmax(1) == expected.argmax(1)).all()) for table in tables.values())
+    context = next(iter(harness.values())).tok_encode(questions[0].context)
     same_tokens = tuple(context) == job.encoded.prefix + job.queries[0].prompt
 
     patience = Patience(size.patience)
     calls: dict[str, tuple[Callable[[], object], int]] = {"ours": (partial(_ours, job), len(job.queries))}
     for batch, lm in harness.items():
-        calls[f"batch {batch}"] = (partial(lm.loglikelihood, requests, disable_tqdm=True), len(asked))
+        calls[f"batch {batch}"] = (partial(lm.loglikelihood, requests, disable_tqdm=True), len(questions))
     rounds = [
         {name: patience.undisturbed(partial(seconds, call)) / n for name, (call, n) in calls.items()}
         for _ in range(size.rounds)
@@ -81,22 +81,23 @@ def run(job: Job, size: Size, checkpoint: str) -> list[Outcome]:
         "largest_difference": difference,
         "same_predictions": same,
         "same_tokens": same_tokens,
-        "harness_queries": len(asked),
+        "harness_queries": len(questions),
     }
     return [Outcome(NAME, ratios[fastest], "at least", TARGET, detail, raw)]
 
 
-def _asked(job: Job, n: int) -> list[_Asked]:
+def _questions(job: Job, n: int) -> list[_Question]:
     """Context and continuations of the first queries, as text."""
     tokenizer, task = job.lm.tokenizer, job.task
     separator = task.template.separator if task.template.separator is not None else str(tokenizer.eos_token)
-    shown = "".join(
+    demonstrations = "".join(
         task.template.render(example) + task.answers(example)[label] + separator
         for example, label in zip(job.demonstrations.examples, job.demonstrations.labels, strict=True)
     )
     opening = tokenizer.decode(list(job.opening))
     return [
-        _Asked(opening + shown + task.template.render(example), task.answers(example)) for example in job.examples[:n]
+        _Question(opening + demonstrations + task.template.render(example), task.answers(example))
+        for example in job.examples[:n]
     ]
 
 
@@ -107,6 +108,6 @@ def _ours(job: Job) -> torch.Tensor:
     return job.lm.log_probabilities(prefix, [encoder.query(example) for example in job.examples])
 
 
-def _table(answers: list[tuple[float, bool]], asked: list[_Asked]) -> torch.Tensor:
+def _table(answers: list[tuple[float, bool]], questions: list[_Question]) -> torch.Tensor:
     """Log-likelihoods `(example, answer)`; ours are means over an answer's tokens, and label words have one."""
-    return torch.tensor([value for value, _ in answers], dtype=torch.float64).view(len(asked), -1)
+    return torch.tensor([value for value, _ in answers], dtype=torch.float64).view(len(questions), -1)

@@ -24,7 +24,7 @@ def run(size: Size) -> list[Outcome]:
     peaks = [_in_process(size.k, n) for n in size.memory_queries]
     mib = [peak["peak"] for peak in peaks]
     slope = float(np.polyfit(size.memory_queries, mib, 1)[0])
-    shown = ", ".join(f"{n:,}: {peak:,.0f}" for n, peak in zip(size.memory_queries, mib, strict=True))
+    peaks_text = ", ".join(f"{n:,}: {peak:,.0f}" for n, peak in zip(size.memory_queries, mib, strict=True))
     first, last = size.memory_queries[0], size.memory_queries[-1]
     return [
         Outcome(
@@ -32,7 +32,7 @@ def run(size: Size) -> list[Outcome]:
             (mib[-1] / mib[0],),
             "at most",
             1.05,
-            f"MiB: {shown}; {slope:+.3f} MiB a query, of which {peaks[-1]['recorded']:.2f} MiB are recorded",
+            f"MiB: {peaks_text}; {slope:+.3f} MiB a query, of which {peaks[-1]['recorded']:.2f} MiB are recorded",
             {"queries": size.memory_queries, "processes": peaks, "slope_mib_a_query": slope},
         )
     ]

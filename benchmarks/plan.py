@@ -67,22 +67,22 @@ def measured(name: str) -> list[Outcome]:
         folder = Path(temporary)
         (folder / "text.txt").write_text(prose(), encoding="utf-8")
         command = shlex.split(COMMANDS[name].format(folder=folder))
-        asked = [word for word in command if word not in ("--to", f"{folder}/folded", f"{folder}/trained")]
-        told = subprocess.run(
-            [sys.executable, "-c", _PLAN, *asked, "--measure", "--json"],
+        arguments = [word for word in command if word not in ("--to", f"{folder}/folded", f"{folder}/trained")]
+        plan_process = subprocess.run(
+            [sys.executable, "-c", _PLAN, *arguments, "--measure", "--json"],
             capture_output=True,
             text=True,
             check=True,
             env=_alone(),
         )
-        plan = json.loads(told.stdout)
+        plan = json.loads(plan_process.stdout)
         if command[0] in _WITH_OUT:
             command += ["--out", str(folder / "run")]
         took = timed([sys.executable, "-c", _START, *command], folder / "log")
     low, high = plan["seconds_range"]
     nearest = min(max(took.seconds, low), high)
-    detail = f"{plan['seconds']:.0f} s ({low:.0f} to {high:.0f}) reckoned, {took.seconds:.0f} s of processor time taken"
-    memory = f"{plan['peak_bytes'] / 2**30:.2f} GiB reckoned, {took.peak / 2**30:.2f} GiB taken"
+    detail = f"{plan['seconds']:.0f} s ({low:.0f} to {high:.0f}) planned, {took.seconds:.0f} s of processor time taken"
+    memory = f"{plan['peak_bytes'] / 2**30:.2f} GiB planned, {took.peak / 2**30:.2f} GiB taken"
     raw = {"plan": plan, "seconds": took.seconds, "peak": took.peak}
     return [
         Outcome(f"plan of {name}: time", (plan["seconds"] / took.seconds,), "at most", 1.3, detail, raw),

@@ -22,7 +22,7 @@ SETTINGS: dict[str, Any] = {
     "explore": 0,
 }
 BY_HAND = 6
-"""Cells of the 24 that are run by hand, evenly spread; the rest is reckoned from these."""
+"""Cells of the 24 that are run by hand, evenly spread; the rest is estimated from these."""
 _START = "from dualform.cli.main import main; main()"
 
 

@@ -12,6 +12,7 @@ import torch
 import typer
 import yaml
 from pydantic import BaseModel
+from tools import sentences
 from tools.result_reference import described, kind, models, reference
 
 import dualform
@@ -320,6 +321,21 @@ def test_the_result_page_lists_the_fields_of_each_model(model):
 
 def test_the_result_pages_tables_are_those_of_the_schema():
     assert reference(page("result")) == page("result"), "run: python tools/result_reference.py"
+
+
+def test_the_catalogue_lists_every_sentence_that_can_be_printed():
+    assert sentences.catalogue() == page("sentences"), "run: python tools/sentences.py"
+
+
+def test_the_catalogue_finds_sentences_in_messages_templates_and_scripts(tmp_path: Path):
+    (tmp_path / "a.py").write_text(
+        '"""Not this text."""\nraise ValueError(f"seed {n} is too large")\nkey = "accuracy.icl"\n'
+    )
+    (tmp_path / "b.html.j2").write_text('<p title="Point at a token">Open all <b>{{ n }}</b></p><style>a b {}</style>')
+    (tmp_path / "c.js").write_text('// not this text\nshow("no number here");')
+    assert sentences.sentences(tmp_path / "a.py") == ["seed {n} is too large"]
+    assert sentences.sentences(tmp_path / "b.html.j2") == ["Point at a token", "Open all"]
+    assert sentences.sentences(tmp_path / "c.js") == ["no number here"]
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)

@@ -44,8 +44,8 @@ def reference() -> str:
 
     sections = [HEAD]
     for path in paths(typer.main.get_command(app)):
-        shown = CliRunner().invoke(app, [*path, "--help"], prog_name="dualform", catch_exceptions=False).stdout
-        text = "\n".join(line.rstrip() for line in shown.splitlines()).strip("\n")
+        help_text = CliRunner().invoke(app, [*path, "--help"], prog_name="dualform", catch_exceptions=False).stdout
+        text = "\n".join(line.rstrip() for line in help_text.splitlines()).strip("\n")
         sections.append(f"## `{' '.join(['dualform', *path])}`\n\n```text\n{text}\n```\n")
     return "\n".join(sections)
 

@@ -54,14 +54,14 @@ def closure(requirements: list[Requirement]) -> dict[str, str]:
             continue
         seen.add((name, extras))
         try:
-            found = metadata.distribution(name)
+            distribution = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             raise SystemExit(f"{requirement} is not installed here; run `make lock`, which installs it") from None
-        if not requirement.specifier.contains(found.version, prereleases=True):
-            raise SystemExit(f"{requirement} is asked for, but {found.version} is installed; run `make lock`")
+        if not requirement.specifier.contains(distribution.version, prereleases=True):
+            raise SystemExit(f"{requirement} is required, but {distribution.version} is installed; run `make lock`")
         # A local version (2.13.0+cpu) names one build, which another index does not have.
-        versions[name] = Version(found.version).public
-        for text in found.requires or []:
+        versions[name] = Version(distribution.version).public
+        for text in distribution.requires or []:
             child = Requirement(text)
             if child.marker is None or any(child.marker.evaluate({"extra": extra}) for extra in ["", *extras]):
                 pending.append(child)
@@ -75,14 +75,14 @@ def with_hashes(pins: dict[str, str]) -> str:
         SystemExit: uv is not installed, or the index does not have a version.
     """
     with tempfile.TemporaryDirectory() as folder:
-        given, made = Path(folder) / "requirements.in", Path(folder) / "requirements.lock"
+        given, lock_file = Path(folder) / "requirements.in", Path(folder) / "requirements.lock"
         given.write_text("".join(f"{name}=={version}\n" for name, version in pins.items()), encoding="utf-8")
         command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-deps", "--universal", "--no-config"]
-        command += ["--generate-hashes", "--no-header", "--no-annotate", "--output-file", str(made), str(given)]
+        command += ["--generate-hashes", "--no-header", "--no-annotate", "--output-file", str(lock_file), str(given)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"the hashes cannot be had (uv, which `make lock` installs, says: {done.stderr.strip()})")
-        return made.read_text(encoding="utf-8")
+        return lock_file.read_text(encoding="utf-8")
 
 
 def pins_of(lock: str) -> dict[str, str]:

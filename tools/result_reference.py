@@ -54,15 +54,15 @@ def schemas() -> list[types.ModuleType]:
 def models() -> Iterator[type[BaseModel]]:
     """The models of the files."""
     for module in schemas():
-        for found in vars(module).values():
-            if isinstance(found, type) and issubclass(found, BaseModel) and found.__module__ == module.__name__:
-                yield found
+        for value in vars(module).values():
+            if isinstance(value, type) and issubclass(value, BaseModel) and value.__module__ == module.__name__:
+                yield value
 
 
 def anchors(page: str) -> dict[str, str]:
     """Name of a model -> where the page has its section: the place named above the heading, else the heading's own."""
-    found = re.findall(r"^(?:\(([\w-]+)\)=\n)?### (\w+)$", page, flags=re.MULTILINE)
-    return {name: place or name.lower() for place, name in found}
+    headings = re.findall(r"^(?:\(([\w-]+)\)=\n)?### (\w+)$", page, flags=re.MULTILINE)
+    return {name: place or name.lower() for place, name in headings}
 
 
 def described(model: type[BaseModel]) -> dict[str, str]:
@@ -70,13 +70,13 @@ def described(model: type[BaseModel]) -> dict[str, str]:
     # What pydantic does for models that ask for it; these do not, because it takes time at each import.
     body = ast.parse(textwrap.dedent(inspect.getsource(model))).body[0]
     assert isinstance(body, ast.ClassDef)
-    found = {}
+    descriptions = {}
     for field, text in itertools.pairwise(body.body):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             value = text.value if isinstance(text, ast.Expr) else None
             if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                found[field.target.id] = " ".join(value.value.split())
-    return found
+                descriptions[field.target.id] = " ".join(value.value.split())
+    return descriptions
 
 
 def kind(annotation: Any, places: dict[str, str], many: bool = False) -> str:
@@ -93,7 +93,7 @@ def kind(annotation: Any, places: dict[str, str], many: bool = False) -> str:
     if origin is Literal:
         return kind(type(inner[0]), places, many)
     if origin in (Union, types.UnionType):
-        text = " or ".join(kind(one, places, many) for one in inner if one is not types.NoneType)
+        text = " or ".join(kind(argument, places, many) for argument in inner if argument is not types.NoneType)
         if types.NoneType not in inner:
             return text
         return f"{text}{',' if 'null' in text else ''} or {'nulls' if many else 'null'}"
@@ -114,7 +114,7 @@ def what(text: str, name: str, places: dict[str, str]) -> str:
     """A description as a table's cell: as JSON calls things, with links to other models and to places that say more."""
     text = re.sub(r"(?:(?<=\. )|^)None\b", "Null", text.removesuffix("."))
     text = re.sub(r"\bNone\b", "null", text)
-    text = re.sub(r"`(\w+)`", lambda found: link(found[1], places) if found[1] in places else found[0], text)
+    text = re.sub(r"`(\w+)`", lambda match: link(match[1], places) if match[1] in places else match[0], text)
     text = re.sub(r"(?<!`)arXiv:(\d+\.\d+)", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
     more = [f"[more](#{place})" for place in MORE.get(name, ())]
     text = " ".join([f"{text};" if more else text, *([", ".join(more)] if more else [])])

@@ -53,11 +53,11 @@ class Row:
 
     def __str__(self) -> str:
         values = ["-" if value is None else f"{value:.0e}" for value in (self.answers, self.heads)]
-        said = " | ".join([*self.faults, self.refused, self.missing[:300]])
+        remarks = " | ".join([*self.faults, self.refused, self.missing[:300]])
         mark = "WRONG" if self.wrong else "ok"
         return (
             f"{mark:5} {self.model_type:26} {self.route:11} {self.layers:8} {values[0]:>6} {values[1]:>6} "
-            f"{self.seconds:5.1f}s {said}"
+            f"{self.seconds:5.1f}s {remarks}"
         )
 
 

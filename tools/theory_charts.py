@@ -100,12 +100,12 @@ def momentum() -> alt.Chart:
     """The weight of a token in what a later token reads, against their distance."""
     eta, length = 0.4, 13
     # One value of 1 at the first token, and keys and queries of 1: what token t reads is the first token's weight.
-    one = torch.ones(1, 1, length, 1, dtype=torch.float64)
-    first = torch.zeros_like(one)
+    ones = torch.ones(1, 1, length, 1, dtype=torch.float64)
+    first = torch.zeros_like(ones)
     first[0, 0, 0] = 1
     series = {
-        "heavy ball": momentum_linear_attention(one, one, first, eta),
-        "Nesterov": momentum_linear_attention(one, one, first, eta, "nesterov"),
+        "heavy ball": momentum_linear_attention(ones, ones, first, eta),
+        "Nesterov": momentum_linear_attention(ones, ones, first, eta, "nesterov"),
         "the paper's average": momentum_naive(first, eta).term,
     }
     rows: Rows = [

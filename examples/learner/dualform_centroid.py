@@ -19,9 +19,9 @@ class Centroid(Learner):
     answers_from = "zsl"
 
     def adapt(self, context: AdaptationContext) -> "Nearest":
-        start, shown = time.perf_counter(), context.demonstration_queries()
+        start, queries = time.perf_counter(), context.demonstration_queries()
         zero_shot = ZeroShot(context.opening).adapt(context.lm, context.encoded)
-        states = torch.cat([zero_shot.read_group(shown, [i]).hidden.double() for i in range(len(shown))])
+        states = torch.cat([zero_shot.read_group(queries, [i]).hidden.double() for i in range(len(queries))])
         labels = torch.tensor(context.demonstrations.labels, device=states.device)
         means = torch.stack([states[labels == label].mean(dim=0) for label in range(context.task.n_labels)])
         cost = AdaptationCost.of(self.work(context), context.lm.shape, time.perf_counter() - start)

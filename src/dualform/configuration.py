@@ -72,7 +72,7 @@ def _truth_values(kind: type[BaseModel], settings: dict[str, Any], group: str = 
             continue
         types = _types_in(field.annotation)
         given = list(value) if isinstance(value, list | tuple) else [value]
-        if any(isinstance(one, bool) for one in given) and {int, float} & types and bool not in types:
+        if any(isinstance(item, bool) for item in given) and {int, float} & types and bool not in types:
             problems.append(f"{group}{name}: should be a number (given {_abbreviate(value)}); {QUOTES_NUMBER}")
         elif isinstance(value, dict):
             for inner in types:
@@ -83,7 +83,7 @@ def _truth_values(kind: type[BaseModel], settings: dict[str, Any], group: str = 
 
 def _types_in(annotation: Any) -> set[Any]:
     """All types that stand in an annotation, such as int and None in `int | None`."""
-    inner = [one for one in get_args(annotation) if one is not ...]
+    inner = [argument for argument in get_args(annotation) if argument is not ...]
     if not inner:
         return {annotation} if isinstance(annotation, type) else set()
     return set[Any]().union(*map(_types_in, inner))

@@ -60,7 +60,7 @@ def parse_numbers(name: str, text: str) -> tuple[float, ...]:
 def parse_names(text: str | Sequence[str]) -> tuple[str, ...]:
     """`zsl,icl,ft`, in one text or several."""
     texts = [text] if isinstance(text, str) else text
-    return tuple(part.strip() for one in texts for part in one.split(",") if part.strip())
+    return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
 
 
 def parse_number_or_word(name: str, text: str, words: tuple[str, ...]) -> float | str:

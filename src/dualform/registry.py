@@ -107,7 +107,7 @@ class Registry(Generic[Entry]):
 
     def names(self) -> tuple[str, ...]:
         """All names: dualform's own in order, then those of other packages by the alphabet."""
-        return (*self.own, *sorted({found.name for found in _others(self.group)} - {*self.own}))
+        return (*self.own, *sorted({entry.name for entry in _others(self.group)} - {*self.own}))
 
     def __contains__(self, name: object) -> bool:
         return name in self.names()
@@ -120,18 +120,18 @@ class Registry(Generic[Entry]):
         """
         if problems := self.problems([name]):
             raise ConfigError(problems[0])
-        found = _load(self.group, name, tuple(sys.path))
-        if not isinstance(found, self.kind):
+        entry = _load(self.group, name, tuple(sys.path))
+        if not isinstance(entry, self.kind):
             raise ConfigError(
-                f"the entry point {name} in {self.group} is a {type(found).__name__}, but should be an instance of "
+                f"the entry point {name} in {self.group} is a {type(entry).__name__}, but should be an instance of "
                 f"{self.kind.__module__}.{self.kind.__qualname__}"
             )
-        if getattr(found, "name", name) != name:
+        if getattr(entry, "name", name) != name:
             raise ConfigError(
-                f"the entry point {name} in {self.group} is the {self.noun} {found.name!r}: "  # type: ignore[attr-defined]
+                f"the entry point {name} in {self.group} is the {self.noun} {entry.name!r}: "  # type: ignore[attr-defined]
                 "give both the same name"
             )
-        return found
+        return entry
 
     def __iter__(self) -> Iterator[Entry]:
         """All entries, each imported."""
@@ -146,32 +146,32 @@ class Registry(Generic[Entry]):
         """Reasons why these names cannot be used, one sentence each."""
         names = list(names)
         known = self.names()
-        found = []
+        problems = []
         if unknown := [name for name in names if name not in known]:
             given = ", ".join(map(repr, unknown))
-            found.append(
+            problems.append(
                 f"unknown {self.noun}{'s' if len(unknown) > 1 else ''} {given}: choose among {', '.join(known)} "
                 f"(a package adds one by an entry point in {self.group})"
             )
         for name in dict.fromkeys(names):
-            packages = [_package(one) for one in _others(self.group) if one.name == name]
+            packages = [_package(entry) for entry in _others(self.group) if entry.name == name]
             packages = ["dualform", *packages] if packages and name in self.own else packages
             if len(packages) > 1:
-                found.append(
+                problems.append(
                     f"the {self.noun} {name!r} is defined by {' and by '.join(packages)}: uninstall all but one, or "
                     "rename theirs"
                 )
-        return found
+        return problems
 
 
 def added_modules() -> tuple[tuple[str, str], ...]:
     """Top-level modules of other packages that add anything, each with its package's version, in order."""
-    found = {
-        (one.module.partition(".")[0], "" if one.dist is None else one.dist.version)
+    modules = {
+        (entry.module.partition(".")[0], "" if entry.dist is None else entry.dist.version)
         for group in OWN
-        for one in _others(group)
+        for entry in _others(group)
     }
-    return tuple(sorted(found))
+    return tuple(sorted(modules))
 
 
 def _others(group: str) -> tuple[EntryPoint, ...]:
@@ -182,7 +182,7 @@ def _others(group: str) -> tuple[EntryPoint, ...]:
 # What is installed is read from disk: once for each search path, not once for each name on a page.
 @lru_cache(maxsize=32)
 def _installed(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    return tuple(found for found in entry_points(group=group) if _package(found) != "dualform")
+    return tuple(entry for entry in entry_points(group=group) if _package(entry) != "dualform")
 
 
 @lru_cache(maxsize=256)
@@ -190,12 +190,12 @@ def _load(group: str, name: str, path: tuple[str, ...]) -> Any:
     if name in OWN[group]:
         module, _, attribute = OWN[group][name].partition(":")
         return getattr(import_module(module), attribute)
-    [found] = (one for one in _others(group) if one.name == name)
+    [entry] = (each for each in _others(group) if each.name == name)
     try:
-        return found.load()
+        return entry.load()
     except Exception as error:
         raise ConfigError(
-            f"{name} of the package {_package(found)} cannot be loaded from {found.value}: "
+            f"{name} of the package {_package(entry)} cannot be loaded from {entry.value}: "
             f"{type(error).__name__}: {error}. Repair or uninstall the package."
         ) from error
 

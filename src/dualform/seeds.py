@@ -53,7 +53,7 @@ def read_seeds(given: Any) -> Any:
     Raises:
         ValueError: Anything else, text that cannot be read, too many, or a truth value.
     """
-    if isinstance(given, bool) or (isinstance(given, list | tuple) and any(isinstance(one, bool) for one in given)):
+    if isinstance(given, bool) or (isinstance(given, list | tuple) and any(isinstance(seed, bool) for seed in given)):
         raise ValueError("should be a number, a range such as 1..7, or a list of numbers")
     if isinstance(given, int):
         return (given,)

@@ -181,7 +181,7 @@ def test_tasks_of_no_folder_are_refused(dualform: Command) -> None:
     done = dualform("tasks", "--data-dir", "nowhere")
 
     assert done.code == 2
-    assert "--data-dir is 'nowhere', which is no folder" in done.message
+    assert "--data-dir is 'nowhere', which is not a folder" in done.message
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_success_exits_0_with_the_result_alone_on_standard_output(main_job: Any)
     assert done.returncode == 0, done.stderr
     assert done.stdout == (folder / "result.json").read_text(encoding="utf-8")
     # Quiet where there is no terminal: no bars, no library's chatter.
-    assert done.stderr.split() == ["The", "page:", str(folder / "report.html")]
+    assert done.stderr.split() == ["Report:", str(folder / "report.html")]
 
 
 def test_the_folder_holds_exactly_what_was_promised(main_job: Any) -> None:
@@ -354,7 +354,7 @@ def test_a_rate_that_diverges_is_dropped_and_reported(dualform: Command, out: Pa
         (1e-3, "finished"),
         (1e30, "diverged"),
     ]
-    assert any("dropped: ft at 1e+30" in warning for warning in result["warnings"])
+    assert any("Training diverged" in warning and "ft at 1e+30" in warning for warning in result["warnings"])
 
 
 def test_the_same_command_gives_the_same_numbers(dualform: Command, tmp_path: Path) -> None:

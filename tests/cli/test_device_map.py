@@ -49,7 +49,7 @@ def test_doctor_shows_how_a_model_is_divided(dualform: Command) -> None:
     done = dualform("doctor", "gpt2", "--max-memory", "cpu=100KB", "--json")
     assert done.code == 0, done.err
     facts = json.loads(done.out)["facts"]
-    assert "on disk, read as they are needed" in facts["weights"]
+    assert "on disk, loaded when needed" in facts["weights"]
     assert facts["peak memory"].endswith("MiB")
     assert done.err == ""
 
@@ -100,7 +100,7 @@ def test_quantized_weights_can_be_used_and_the_result_states_their_limits(
     assert result["similarity"] == {}
     assert result["controls"] == {}
     (note,) = [note for note in result["warnings"] if "8 bit" in note]
-    assert any("depends a little on its neighbours" in note for note in result["warnings"])
+    assert any("depend slightly on the other queries" in note for note in result["warnings"])
     assert "a finetuning step is smaller than the rounding error" in note
     assert "ft, lora, fold and the measures that need them were left out" in note
     assert result["config"]["quantize"] == "8bit"

@@ -77,7 +77,7 @@ def test_a_fold_prints_its_accuracy_and_writes_a_checkpoint(
     done = dualform("fold", "llama", "tickets.csv", *quick, "--to", to)
 
     assert done.code == 0, done.err
-    assert done.message.startswith(f"The checkpoint: {to} Its numbers: {to}/result.json; dualform report {to} makes ")
+    assert done.message.startswith(f"The checkpoint: {to} Its numbers: {to}/result.json; dualform report {to} writes ")
     assert f"For the hub: dualform push {to} OWNER/NAME " in done.message
     assert lies_at(to) == ["folded"]
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {path.name for path in to.iterdir()}
@@ -175,7 +175,7 @@ def test_perplexity_and_a_check_in_a_fresh_process_are_reported(dualform: Comman
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", ["more.txt holds no text", "Write one text on each line"]),
+        ("", ["more.txt contains no text", "Write one text on each line"]),
         (None, ["more.txt does not exist", "Check the path"]),
         ("a film\n" * 5, ["more.txt holds 5 texts", "too few to fold from: give at least 8"]),
         (

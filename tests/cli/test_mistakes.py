@@ -36,7 +36,7 @@ def assert_refused(done: Done, *words: str) -> None:
         (["--preset", "nonsense"], ["unknown preset 'nonsense'", "choose one of default, dai2023"]),
         (["--seeds", "x"], ["seeds 'x'", "should look like 3, 1..7 or 1,4,9"]),
         (["--seeds", "3..1"], ["seeds '3..1'", "runs backwards", "write 1..3"]),
-        (["--seeds", "1,1"], ["seeds [1, 1]", "must be different"]),
+        (["--seeds", "1,1"], ["seeds [1, 1]", "one or more different numbers"]),
         (["--seeds", "1,,2"], ["seeds '1,,2'", "should look like"]),
         (["--rates", "fast"], ["rates 'fast'", "such as 1e-4,1e-3"]),
         (["--rates", "-1"], ["rates [-1.0]", "between 0 and 1e+37"]),
@@ -92,7 +92,10 @@ def test_an_option_that_does_not_exist(dualform: Command) -> None:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("smollm2-136m", ["'smollm2-136m' is no packaged model", "Did you mean smollm2-135m?", "checkpoint folder"]),
+        (
+            "smollm2-136m",
+            ["'smollm2-136m' is neither a packaged model", "Did you mean smollm2-135m?", "checkpoint folder"],
+        ),
         ("someone/model", ["'someone/model'", "the model hub could not be reached", "try again with a network"]),
         ("./nowhere", ["no model folder at nowhere", "Check the path"]),
         ("nowhere.gguf", ["no GGUF file at nowhere.gguf", "Check the path"]),
@@ -107,7 +110,7 @@ def test_a_folder_that_is_no_checkpoint(dualform: Command, out: Path, tmp_path: 
 
     done = dualform("compare", tmp_path / "empty", "tickets.csv", *QUICK, "--out", out)
 
-    assert_refused(done, "empty is a folder but holds no config.json")
+    assert_refused(done, "empty contains neither config.json")
 
 
 def test_a_damaged_checkpoint(dualform: Command, out: Path, tmp_path: Path) -> None:
@@ -152,12 +155,12 @@ def test_a_task_that_cannot_be_found(dualform: Command, out: Path, task: str, wo
         (["--label-words", "bad, "], ["label word '' of label 1", "is empty"]),
         (["--label-words", "bad"], ["1 label words (bad) for 2 labels", "negative, positive"]),
         (["--label-words", "good,good"], ["label word 'good'", "stands for labels 0 and 1", "different word"]),
-        (["--label-words", "no=bad,yes=good"], ["label word 'bad' is for 'no'", "negative, positive"]),
+        (["--label-words", "no=bad,yes=good"], ["label word 'bad' is given for 'no'", "negative, positive"]),
         (["--prompt", "Label:"], ["the prompt 'Label:' contains no field", "{text}"]),
         (["--prompt", "{mood}:"], ["{mood}", "Its fields are: body"]),
         (["--prompt", "{topic}:"], ["{topic}", "contains the answer"]),
         (["-k", "35"], ["35 demonstrations were requested", "has 34 rows", "at most 34"]),
-        (["--context", "8"], ["the context holds 8", "Raise --context"]),
+        (["--context", "8"], ["do not fit the context of 8 tokens", "Raise --context"]),
     ],
 )
 def test_a_task_that_cannot_be_put_to_the_model(

@@ -145,7 +145,7 @@ def test_a_cost_is_printed_and_nothing_is_trained(dualform: Command, tmp_path: P
         (["--learned"], ["a learned eta cannot start from 0"]),
         (["--normalised"], ["normalised momentum needs an eta above 0: give one such as 0.3"]),
         (["--recipe", "huge"], ["recipe 'huge' is unknown", "tiny, small"]),
-        (["--validation", "nowhere.txt"], ["there is no file nowhere.txt"]),
+        (["--validation", "nowhere.txt"], ["file nowhere.txt does not exist"]),
         (["--device", "gpu"], ["device: Input should be 'auto' or 'cpu' (given 'gpu')"]),
         (["--set", "learning_rate"], ["--set 'learning_rate' should look like tokens=2e6"]),
         (["--set", "length=8"], ["--set 'length=8' should look like tokens=2e6, each field once"]),
@@ -172,7 +172,7 @@ def test_text_that_is_not_there_is_named(dualform: Command, tmp_path: Path) -> N
     done = dualform("momentum", "train", "nowhere.txt", "--to", tmp_path / "run")
 
     assert done.code == 2
-    assert done.message == "error: there is no file nowhere.txt. Check the name and the current folder."
+    assert done.message == "error: file nowhere.txt does not exist. Check the name and the current folder."
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_the_folder_is_named_after_the_recipe_and_other_settings_may_follow_in_i
         (["--set", "seed=3"], ["settings may not contain seed, which each run takes from seeds"]),
         (["--set", "lenght=3"], ["a recipe has no field 'lenght'"]),
         (["--set", "vocab_size=3"], ["each field once"]),
-        (["--test", "nowhere.txt"], ["there is no file nowhere.txt"]),
+        (["--test", "nowhere.txt"], ["file nowhere.txt does not exist"]),
         (["--tasks", "nowhere.csv"], ["nowhere.csv"]),
         (["--pretrained", "no/such/model"], ["no model folder at no/such/model"]),
         (["--device", "gpu"], ["device: ", "(given 'gpu')"]),

@@ -101,8 +101,8 @@ def test_a_private_repository_stays_private_with_a_note(folder: Path, hub: Hub) 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("no-owner",), "'no-owner' is no name of a repository"),
-        (("me/a b",), "'me/a b' is no name of a repository"),
+        (("no-owner",), "'no-owner' is not a valid repository name"),
+        (("me/a b",), "'me/a b' is not a valid repository name"),
         ((NAME, "--upload"), "this token may not write to me"),
     ],
 )

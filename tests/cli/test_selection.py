@@ -20,7 +20,7 @@ def test_a_study_prints_its_words_and_tables_and_leaves_awhole_folder(dualform: 
 
     assert done.code == 0, done.err
     assert {path.name for path in out.iterdir()} == PROMISED
-    assert done.err.split() == ["The", "page:", *str(out / "report.html").split()]
+    assert done.err.split() == ["Report:", *str(out / "report.html").split()]
     for words in ("Accuracy of the chosen settings", "Chosen settings and search", "SimAOU", "none on report"):
         assert words in done.out
     assert "evaluated on 10 untouched queries" in " ".join(done.out.split())

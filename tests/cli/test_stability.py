@@ -44,7 +44,7 @@ def test_success_exits_0_with_the_result_alone_on_standard_output(main_job: Any)
 
     assert done.code == 0, done.err
     assert done.out == (folder / "result.json").read_text(encoding="utf-8")
-    assert done.err.split() == ["The", "page:", str(folder / "report.html")]
+    assert done.err.split() == ["Report:", str(folder / "report.html")]
 
 
 def test_the_folder_holds_exactly_what_was_promised(main_job: Any) -> None:
@@ -211,9 +211,9 @@ def test_a_mistake_ends_in_one_message_that_names_it(
 @pytest.mark.parametrize(
     ("models", "words"),
     [
-        (["gpt3"], "'gpt3' is no packaged model"),
+        (["gpt3"], "'gpt3' is neither a packaged model"),
         (["gpt2", "./nowhere"], "no model folder at nowhere"),
-        (["gpt2", "gpt2"], "models ['gpt2', 'gpt2'] must be different"),
+        (["gpt2", "gpt2"], "models ['gpt2', 'gpt2']: give at least one model, and each only once"),
     ],
 )
 def test_a_model_that_cannot_be_used_is_named(dualform: Command, out: Path, models: list[str], words: str) -> None:

@@ -178,8 +178,8 @@ def descend_by_layers(
         arXiv:2212.07677, section 3: depth is steps.
     """
     _require_examples(x, y, query)
-    asked = query.new_zeros(*query.shape[:-1], y.shape[-1]) if W0 is None else -query @ W0.T
-    return -_through(layers, torch.cat([x, y], -1), torch.cat([query, asked], -1))[..., x.shape[-1] :]
+    query_token = query.new_zeros(*query.shape[:-1], y.shape[-1]) if W0 is None else -query @ W0.T
+    return -_through(layers, torch.cat([x, y], -1), torch.cat([query, query_token], -1))[..., x.shape[-1] :]
 
 
 def ridge_by_layers(layers: Sequence[LinearSelfAttention], x: Tensor, y: Tensor, query: Tensor) -> Tensor:
@@ -196,8 +196,8 @@ def ridge_by_layers(layers: Sequence[LinearSelfAttention], x: Tensor, y: Tensor,
     """
     _require_examples(x, y, query)
     examples = torch.cat([x, y, torch.zeros_like(y)], -1)
-    asked = torch.cat([query, query.new_zeros(*query.shape[:-1], 2 * y.shape[-1])], -1)
-    return -_through(layers, examples, asked)[..., x.shape[-1] + y.shape[-1] :]
+    query_token = torch.cat([query, query.new_zeros(*query.shape[:-1], 2 * y.shape[-1])], -1)
+    return -_through(layers, examples, query_token)[..., x.shape[-1] + y.shape[-1] :]
 
 
 def _through(layers: Sequence[LinearSelfAttention], examples: Tensor, queries: Tensor) -> Tensor:

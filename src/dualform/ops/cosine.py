@@ -62,9 +62,6 @@ def widened(x: Tensor) -> Tensor:
 
     Returns:
         The same numbers, of shape `(...)`, in float64; in float32 on Apple's `mps`, which has no float64.
-
-    Source:
-        None; arithmetic of this library.
     """
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
@@ -77,9 +74,6 @@ def result_dtype(*tensors: Tensor) -> torch.dtype:
 
     Returns:
         Their common dtype, float32 at least: three digits of bfloat16 are too few for a similarity.
-
-    Source:
-        None; arithmetic of this library.
     """
     dtype = torch.float32
     for tensor in tensors:
@@ -96,9 +90,6 @@ def require_same_shape(axes: str, **tensors: Tensor) -> None:
 
     Raises:
         ShapeError: A shape differs from the first, or has another number of axes than `axes`.
-
-    Source:
-        None; the shapes are this library's own.
     """
     names = axes.split()
     n_named = len([name for name in names if name != "..."])

@@ -522,8 +522,8 @@ def _require_settings(rule: str, form: str, options: Mapping[str, object]) -> No
     for name, value in options.items():
         if name in heeded or _is_number(value, _UNHEEDED[name]):
             continue
-        shown = value if isinstance(value, (int, float)) else "given"
-        raise ConfigError(f"{name} is {shown}, but {rule} heeds only {', '.join(heeded)}. Leave {name} out.")
+        text = value if isinstance(value, (int, float)) else "given"
+        raise ConfigError(f"{name} is {text}, but {rule} heeds only {', '.join(heeded)}. Leave {name} out.")
 
 
 def _is_number(given: object, number: object) -> bool:

@@ -24,13 +24,12 @@ from torch.utils.checkpoint import checkpoint
 
 
 def decayed_mesa_chunk(d_k: int) -> int:
-    """Tokens whose Gram matrices are held at a time, where they decay: each has its own, of d_k x d_k numbers.
+    """Number of tokens whose Gram matrices, of d_k x d_k numbers each, are in memory at a time when they decay.
+
+    Measured on a processor: forming the matrices costs this many times d_k^2 operations per token.
 
     Args:
         d_k: Width of a key.
-
-    Source:
-        None; measured on a processor. Forming the matrices costs this many times d_k^2 a token.
     """
     return min(64, max(16, 2**14 // d_k**2))
 
@@ -359,8 +358,8 @@ class _Decays(NamedTuple):
 
 def _decays(decay: Tensor | None, size: int, like: Tensor) -> _Decays:
     if decay is None:
-        one = like.new_ones(1, 1, 1, 1, 1)
-        return _Decays(one, like.new_ones(size, size).tril(), one, None)
+        ones = like.new_ones(1, 1, 1, 1, 1)
+        return _Decays(ones, like.new_ones(size, size).tril(), ones, None)
     a = _in_chunks(decay[..., None], size, filler=1.0)
     within: Tensor = _ProductsSince.apply(a)  # type: ignore[no-untyped-call]
     since = within[..., :1] * a[..., :1, :]

@@ -294,9 +294,6 @@ def rate_of_heads(eta: float | Tensor, values: Tensor) -> Tensor:
     Raises:
         ConfigError: `eta` is outside [0, 1); a tensor that requires a gradient is not looked at.
         ShapeError: `eta` is a tensor of another shape.
-
-    Source:
-        None; arithmetic of this library.
     """
     if isinstance(eta, Tensor):
         if eta.ndim > 1 or (eta.ndim == 1 and eta.shape[0] not in (1, values.shape[1])):
@@ -319,9 +316,6 @@ def full_precision(values: Tensor) -> torch.autocast:
 
     Args:
         values: A tensor of any shape `(...)` on the device in question.
-
-    Source:
-        None; arithmetic of this library.
     """
     return torch.autocast(values.device.type, enabled=False)
 
@@ -334,9 +328,6 @@ def require_chunk(chunk: int) -> None:
 
     Raises:
         ConfigError: Fewer than 2.
-
-    Source:
-        None; arithmetic of this library.
     """
     if chunk < 2:
         raise ConfigError(f"chunk is {chunk}; expected 2 tokens or more.")

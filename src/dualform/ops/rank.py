@@ -226,9 +226,9 @@ def _tau_b_by_pairs(rows_a: Tensor, rows_b: Tensor) -> Tensor:
 def _order_of_pairs(rows: Tensor) -> Tensor:
     """1 where the first of a pair is larger, -1 where it is smaller, 0 in a tie, `(row, pair)`."""
     first, second = torch.triu_indices(rows.shape[-1], rows.shape[-1], offset=1)
-    one, other = rows[:, first], rows[:, second]
+    left, right = rows[:, first], rows[:, second]
     # Not the sign of the difference: that of two infinities is NaN.
-    return (one > other).to(torch.int8) - (one < other).to(torch.int8)
+    return (left > right).to(torch.int8) - (left < right).to(torch.int8)
 
 
 def _long_rows_tau_b(rows_a: Tensor, rows_b: Tensor) -> Tensor:

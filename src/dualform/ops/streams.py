@@ -14,13 +14,13 @@ def stream_seed(purpose: str, seed: int, *more: int) -> int:
 def stream(purpose: str, seed: int, *more: int) -> torch.Generator:
     """A generator on the CPU, the same for the same arguments in every run, and unrelated for any others.
 
-    torch's CPU generator is a Mersenne Twister that is seeded with the low 32 bits of `manual_seed` and drops the rest
-    without a word: `2**32 + seed` gives the very numbers of `seed`. So what is to be told apart is hashed, and 32 bits
-    of the hash are taken knowingly. Two of n streams are then the same with a chance of about n^2 / 2^33.
+    torch's CPU generator is a Mersenne Twister that uses only the low 32 bits of `manual_seed` and silently ignores the
+    rest: `2**32 + seed` gives the same numbers as `seed`. The arguments are therefore hashed, and 32 bits of the hash
+    are the seed. Two of n streams then coincide with a probability of about n^2 / 2^33.
 
     Args:
         purpose: What is drawn, such as `weights`, `training`, `test` or `tuning`.
         seed: Of a run.
-        more: What else tells streams of a purpose and seed apart, such as a number of points.
+        more: Further values that distinguish streams of the same purpose and seed, such as a number of points.
     """
     return torch.Generator().manual_seed(stream_seed(purpose, seed, *more))

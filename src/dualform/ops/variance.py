@@ -53,7 +53,7 @@ def variance_split(right: Tensor, *, n_resamples: int = 1000, generator: torch.G
         residual = (V(set x query) + V(rest)) / q = (MS(set x query) + (o - 1) MS(rest)) / (o q)
 
     The queries are the same in every run, so that their own differences move all runs alike and do not enter. With
-    one order, MS(order) and MS(rest) do not exist and set and order cannot be told apart: `set` is
+    one order, MS(order) and MS(rest) do not exist and set and order cannot be separated: `set` is
     (MS(set) - MS(set x query)) / q and holds both.
 
     Each estimate is unbiased until it is cut: a negative `set` or `order` (noise around nothing) becomes 0, which

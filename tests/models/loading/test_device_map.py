@@ -287,7 +287,7 @@ class TestWhatCannotBeDone:
 class TestSaying:
     def test_the_doctor_says_where_weights_lie_and_what_was_used(self, folders):
         report = examine(divided(folders["llama"], "llama"))
-        assert report.facts["weights"] == "0 MiB on cpu, 0 MiB on disk, read as they are needed"
+        assert report.facts["weights"] == "0 MiB on cpu, 0 MiB on disk, loaded when needed"
         assert report.facts["stored in"] == "32 bits, not quantized"
         assert int(report.facts["peak memory"].split(" ")[0].replace(",", "")) > 50
         assert all(check.passed for check in report.checks)

@@ -82,7 +82,7 @@ def test_all_incompatible_settings_are_reported_in_one_message() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"seeds": ()}, r"seeds \[\] must be different numbers"),
+        ({"seeds": ()}, r"seeds \[\] must be one or more different numbers"),
         ({"seeds": (-1,)}, r"seeds \[-1\]"),
         ({"learners": ()}, r"learners \[\]"),
         ({"learners": ("zsl", "zsl")}, r"learners \['zsl', 'zsl'\]"),

@@ -428,7 +428,9 @@ def test_a_later_seed_on_which_the_chosen_rate_gives_no_numbers_takes_the_next_l
 def test_a_later_seed_on_which_every_rate_diverges_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finetuned, "Finetuned", diverging_above(0.0, from_adaptation=2))
 
-    with pytest.raises(TrainingError, match=r"ft, seed 2: the rate chosen on the first seed \(0\.01\)"):
+    with pytest.raises(
+        TrainingError, match=r"ft, seed 2: training diverged at the rate chosen on the first seed \(0\.01\)"
+    ):
         compare(small_config(), lm=small_lm(), task=small_task())
 
 

@@ -466,8 +466,8 @@ def test_a_task_that_changes_is_asked_again_and_nothing_is_trained_again(texts: 
         ({"controls": ("linear", "linear")}, "controls ['linear', 'linear'] must be different"),
         ({"pretrained_etas": (0.0,)}, "pretrained_etas [0.0] must lie between 0 and 1"),
         ({"pretrained_etas": (0.1, 0.1)}, "pretrained_etas [0.1, 0.1] must be different"),
-        ({"seeds": ()}, "seeds [] must be different numbers from 0"),
-        ({"seeds": (1, 1)}, "seeds [1, 1] must be different numbers"),
+        ({"seeds": ()}, "seeds [] must be one or more different numbers from 0"),
+        ({"seeds": (1, 1)}, "seeds [1, 1] must be one or more different numbers"),
         ({"recipe": "huge"}, "recipe 'huge' is unknown: give one of tiny, small, 124m, 350m, or a YAML file"),
         (
             {"settings": {"seed": 3, "data_seed": 4}},

@@ -820,7 +820,7 @@ def test_settings_have_their_defaults() -> None:
         (("m",), {"k": 0}, "k 0 leaves no demonstrations to draw or reorder: set k to at least 1"),
         ((), {}, r"models \[\]: give at least one model, and each only once"),
         (("m", "m"), {}, r"models \['m', 'm'\]: give at least one model, and each only once"),
-        (("m",), {"seeds": ()}, r"seeds \[\] must be different numbers"),
+        (("m",), {"seeds": ()}, r"seeds \[\] must be one or more different numbers"),
         (("m",), {"rates": (-1.0,)}, r"rates \[-1.0\] must lie between"),
         (("m",), {"further_rates": (1e38,)}, r"further_rates \[1e\+38\] must lie between"),
         (("m",), {"orders": 0}, "orders: .*0"),

@@ -177,7 +177,7 @@
       const name = make("th", [answer]);
       name.scope = "row";
       name.dir = "auto";
-      if (right) name.append(make("span", " right answer", "look-right"));
+      if (right) name.append(make("span", " (right answer)", "look-right"));
       const cells = data.answering.map((key) => {
         const of = example.probabilities[key];
         const cell = make("td", of ? "" : "–", "number");
