@@ -39,8 +39,8 @@ def test_facts_are_readable_whatever_lies_in_them():
 
 
 def test_a_recorded_command_stands_before_one_made_up():
-    made_up = ("Run it again", "dualform compare a b")
+    made_up = ("Repeat the run", "dualform compare a b")
     assert commands_again(empty_result(), made_up)[1:] == [made_up]
     typed = empty_result(environment={"command": "dualform stability a --task t"})
-    assert commands_again(typed, made_up)[1:] == [("Run it again", "dualform stability a --task t")]
+    assert commands_again(typed, made_up)[1:] == [("Repeat the run", "dualform stability a --task t")]
     assert len(commands_again(empty_result())) == 1

@@ -299,13 +299,13 @@ def test_memory_falls_into_parts_that_are_known(here: Path, lm: LanguageModel):
     assert plan.memory["weights"] == weights
     trained = sum(len(rows.index) * 32 for layer in lm.anatomy.layers for rows in (layer.W_K, layer.W_V) if rows)
     # Finetuning's own change, the best so far, its gradient and the step, and the repeat's change.
-    assert plan.memory["weight changes"] == 5 * 4 * trained
+    assert plan.memory["changes of weights"] == 5 * 4 * trained
     unrepeated = plan_of(small(here, rounding="none"), MACHINE)
-    assert unrepeated.memory["weight changes"] == 4 * 4 * trained
+    assert unrepeated.memory["changes of weights"] == 4 * 4 * trained
     assert plan.peak == sum(plan.memory.values())
     # A zero-shot comparison trains nothing, and packs weights in one direction.
     alone = plan_of(small(here, learners=("zsl",)), MACHINE)
-    assert "weight changes" not in alone.memory
+    assert "changes of weights" not in alone.memory
     assert "recordings" not in alone.memory
     assert alone.memory["packed copies"] * 2 == plan.memory["packed copies"]
 

@@ -340,7 +340,7 @@ def memory_of(
     needed["activations"] = max(reads, training if trains else 0)
     needed["keys and values"] = 2 * prefix * shape.n_kv_heads * shape.d_head * shape.n_layers * itemsize
     if trains:
-        needed["weight changes"] = (deltas + 2) * shape.key_value * max(4, itemsize)
+        needed["changes of weights"] = (deltas + 2) * shape.key_value * max(4, itemsize)
     if recorded:
         longest = max((max(row.own) for row in packed), default=0)
         per_layer = shape.n_heads * (longest + 2 * shape.d_head) + shape.d_model + shape.n_kv_heads * shape.d_head**2
