@@ -468,5 +468,5 @@ def test_a_part_that_cannot_be_trained_is_refused():
     lm = dataclasses.replace(setting.lm, anatomy=Anatomy((setting.lm.anatomy.layers[0], lost), True))
     with pytest.raises(ModelError, match="W_V was not found in layer 1"):
         Finetuned(setting.encoder.opening, RATE, part="value_one_layer").adapt(lm, setting.demonstrations)
-    with pytest.raises(ModelError, match="those of the MLP of layer 1 cannot be told"):
+    with pytest.raises(ModelError, match="those of the MLP of layer 1 cannot be identified"):
         Finetuned(setting.encoder.opening, RATE, part="mlp").adapt(lm, setting.demonstrations)

@@ -361,7 +361,7 @@ def test_a_folder_without_weights_is_never_overwritten(kind, names, tmp_path):
     folder.mkdir()
     for name in names:
         (folder / name).write_text("of the user's")
-    with pytest.raises(ConfigError, match=r"program is no folder with a .* and weights"):
+    with pytest.raises(ConfigError, match=r"program is not a folder with a .* and weights"):
         write(kind, wrapped(BY_NAME["llama"]), folder, overwrite=True)
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)
 
@@ -389,7 +389,7 @@ def test_an_empty_folder_is_filled_and_one_with_other_things_is_never_replaced(k
     assert any(write(kind, lm, tmp_path / "empty").iterdir())
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("years of work")
-    with pytest.raises(ConfigError, match=r"home is no folder with a config\.json or adapter_config\.json"):
+    with pytest.raises(ConfigError, match=r"home is not a folder with a config\.json or adapter_config\.json"):
         write(kind, lm, tmp_path / "home", overwrite=True)
     assert (tmp_path / "home" / "thesis.txt").read_text() == "years of work"
     with pytest.raises(ConfigError, match=r"thesis\.txt already exists"):

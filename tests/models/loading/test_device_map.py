@@ -310,13 +310,13 @@ class TestSettings:
         ("settings", "words"),
         [
             ({"device_map": "fast"}, "unknown device map 'fast': choose one of auto, balanced, sequential"),
-            ({"device_map": "{no"}, r"device map '\{no' is no JSON"),
+            ({"device_map": "{no"}, r"device map '\{no' is not valid JSON"),
             ({"device_map": {}}, "names no module"),
             ({"device_map": {"": "tape"}}, "'the whole model' goes to 'tape', which cannot be used here"),
-            ({"device_map": {"": "cpu", "lm_head": "disk"}}, "'lm_head' lies within the whole model"),
+            ({"device_map": {"": "cpu", "lm_head": "disk"}}, "'lm_head' is part of the whole model"),
             (
                 {"device_map": {"a.b": "cpu", "a.bc": "cpu", "a.b.c": "disk"}},
-                r"'a\.b\.c' lies within 'a\.b': name each",
+                r"'a\.b\.c' is part of 'a\.b', which is named too",
             ),
             ({"device_map": {"lm_head": 2.5}}, "'lm_head' goes to 2.5"),
             ({"max_memory": "cpu"}, "max_memory 'cpu' should look like cpu=2GiB,0=10GiB"),

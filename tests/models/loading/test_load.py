@@ -151,7 +151,7 @@ class TestNames:
         assert message.endswith(f"Did you mean smollm2-135m? {remedy}")
 
     def test_a_name_like_no_other_gets_no_hint(self):
-        with pytest.raises(HubError, match="'qwerty/uiop' is no packaged model") as caught:
+        with pytest.raises(HubError, match="'qwerty/uiop' is neither a packaged model") as caught:
             load_model("qwerty/uiop")
         assert "Did you mean" not in str(caught.value)
 

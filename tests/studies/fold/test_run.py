@@ -370,7 +370,7 @@ def test_a_folder_in_the_way_is_refused_before_any_work(place: Place, monkeypatc
             run(place.to)
         with pytest.raises(ConfigError, match="the base model's own folder"):
             run(place.base, overwrite=True)
-        with pytest.raises(ConfigError, match=r"is no folder with a config\.json"):
+        with pytest.raises(ConfigError, match=r"is not a folder with a config\.json"):
             run(Path(place.prose), overwrite=True)
     assert (place.to / "model.safetensors").read_bytes() == old
 

@@ -180,7 +180,7 @@ def test_sets_of_layers_contain_the_named_layers() -> None:
         ({"compose": ("toy",)}, "task toy is the study's own"),
         ({"transfer": ("a", "a")}, "transfer ['a', 'a'] must be different"),
         ({"compose": ("a",), "fold": {"method": "kv-momentum"}}, "kv-momentum does not"),
-        ({"seeds": (1, 1)}, "seeds [1, 1] must be different"),
+        ({"seeds": (1, 1)}, "seeds [1, 1] must be one or more different"),
         ({"rates": (-1.0,)}, "rates [-1.0] must be one or more numbers between"),
         ({"perplexity_texts": 0}, "perplexity_texts: "),
         ({"fold": {"texts": 3}}, "fold.texts: "),

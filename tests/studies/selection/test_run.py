@@ -746,8 +746,8 @@ def test_untouched_queries_that_do_not_fit_are_reported_before_any_work() -> Non
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"seeds": (1, 1)}, r"seeds \[1, 1\] must be different"),
-        ({"rates": ()}, r"rates \[\] must lie between"),
+        ({"seeds": (1, 1)}, r"seeds \[1, 1\] must be one or more different"),
+        ({"rates": ()}, r"rates \[\] must be one or more numbers between"),
         ({"k": 0}, "k 0 leaves no demonstrations to choose"),
         ({"orders": 0}, r"orders: .*\(given 0\)"),
         ({"untouched_limit": -1}, r"untouched_limit: .*\(given -1\)"),
