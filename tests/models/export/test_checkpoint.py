@@ -400,13 +400,13 @@ def test_the_base_models_own_folder_is_never_written_to(tmp_path):
     lm = wrapped(BY_NAME["llama"])
     folder = write("checkpoint", lm, tmp_path / "base")
     own = LanguageModel(str(folder), lm.model, lm.tokenizer, lm.anatomy, lm.route, ())
-    with pytest.raises(ConfigError, match=r"base is where the base model itself lies"):
+    with pytest.raises(ConfigError, match=r"base is the base model's own folder"):
         write("checkpoint", own, tmp_path / "base", overwrite=True)
 
 
 def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"\. is, or holds, the current folder"):
+    with pytest.raises(ConfigError, match=r"\. is, or contains, the current folder"):
         write("checkpoint", wrapped(BY_NAME["llama"]), Path())
     assert write("checkpoint", wrapped(BY_NAME["llama"]), Path("out")) == Path("out")
 

@@ -516,10 +516,10 @@ def short(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("changes", "kind", "words"),
     [
-        ({"test": ("nowhere.txt",)}, ConfigError, "there is no file nowhere.txt. Check the name"),
-        ({"validation": ("nowhere.txt",)}, ConfigError, "there is no file nowhere.txt"),
-        ({"corpus": ("nowhere",)}, ConfigError, "'nowhere' is neither a file (.txt, "),
-        ({"corpus": ("nowhere.txt", "neither.txt")}, ConfigError, "there is no file nowhere.txt"),
+        ({"test": ("nowhere.txt",)}, ConfigError, "file nowhere.txt does not exist. Check the name"),
+        ({"validation": ("nowhere.txt",)}, ConfigError, "file nowhere.txt does not exist"),
+        ({"corpus": ("nowhere",)}, ConfigError, "'nowhere' is neither an existing file (.txt, "),
+        ({"corpus": ("nowhere.txt", "neither.txt")}, ConfigError, "file nowhere.txt does not exist"),
         ({"test": "short"}, ConfigError, f"has no window of {LENGTH} tokens"),
         ({"validation": "short"}, ConfigError, f"has no window of {LENGTH} tokens"),
         ({"corpus": "short"}, ConfigError, "is shorter than one batch of 128"),
