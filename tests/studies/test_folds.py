@@ -298,7 +298,7 @@ def test_a_file_of_too_few_texts_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("empty.txt", "\n  \n", "empty.txt holds no text. Write one text on each line"),
+        ("empty.txt", "\n  \n", "empty.txt contains no text. Write one text on each line"),
         ("missing.txt", None, "missing.txt does not exist. Check the path"),
         ("other.csv", "body,topic\na,b\n", "other.csv has no column 'text'"),
     ],
