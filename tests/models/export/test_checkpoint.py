@@ -464,13 +464,13 @@ class TestModelsThatCannotBeWritten:
 
     def test_a_bias_that_checkpoints_of_the_family_cannot_hold(self, tmp_path):
         lm = wrapped(BY_NAME["mistral"])
-        words = r"MistralForCausalLM cannot hold model\.layers\.0\.self_attn\.o_proj\.bias.*Leave biases out"
+        words = r"MistralForCausalLM cannot store model\.layers\.0\.self_attn\.o_proj\.bias.*Leave biases out"
         self.refused(lm, tmp_path, words, random_deltas(lm, bias=True))
 
     def test_a_bias_that_the_switch_does_not_bring(self, tmp_path):
         change = WeightDelta("model.layers.0.mlp.up_proj.bias", 0, None, torch.ones(64))
         self.refused(
-            wrapped(BY_NAME["llama"]), tmp_path, r"cannot hold model\.layers\.0\.mlp\.up_proj\.bias", (change,)
+            wrapped(BY_NAME["llama"]), tmp_path, r"cannot store model\.layers\.0\.mlp\.up_proj\.bias", (change,)
         )
 
     @pytest.mark.parametrize("name", ["model.layers.9.self_attn.o_proj.bias", "model.norm.bias", "nonsense"])
@@ -515,7 +515,7 @@ class TestModelsThatCannotBeWritten:
     def test_weights_that_are_not_in_memory(self, tmp_path):
         lm = self.lm()
         lm.model.model.layers[0].self_attn.o_proj.to("meta")
-        self.refused(lm, tmp_path, r"o_proj\.weight of tiny-llama is not in memory")
+        self.refused(lm, tmp_path, r"o_proj\.weight of tiny-llama is offloaded")
 
     def test_modules_that_the_class_does_not_have(self, tmp_path):
         lm = self.lm()
@@ -555,7 +555,7 @@ class TestChangesThatAnAdapterCannotHold:
     def test_a_change_of_no_linear(self, tmp_path):
         change = WeightDelta("model.norm.weight", 0, None, torch.ones(32))
         with pytest.raises(
-            ModelError, match=r"model\.norm\.weight is no weight or bias of a linear.*Write a checkpoint"
+            ModelError, match=r"model\.norm\.weight is not a weight or bias of a linear.*Write a checkpoint"
         ):
             write("adapter", wrapped(BY_NAME["llama"]), tmp_path / "out", deltas=(change,))
 

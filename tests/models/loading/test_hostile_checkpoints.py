@@ -207,8 +207,8 @@ LOADED: dict[str, tuple[Damage, str | None]] = {
     "one weight infinite": (
         weights(lambda tensors: tensors["model.norm.weight"].fill_(torch.inf)), "1 of its weights .*model.norm.weight"),
     "layers too many": (
-        config(num_hidden_layers=1), r"hold 2 layers in model.layers, but .*num_hidden_layers: 1, so 9"),
-    "a layer too few": (config(num_hidden_layers=3), "lacks 9 weights"),
+        config(num_hidden_layers=1), r"have 2 layers in model.layers, but .*num_hidden_layers: 1, so 9"),
+    "a layer too few": (config(num_hidden_layers=3), "9 weights of LlamaForCausalLM are missing"),
     "a width of its own": (config(intermediate_size=48), r"shape \(32, 64\) in the file and \(32, 48\) by the config"),
     "keys that do not divide": (config(num_key_value_heads=3), None),
 }  # fmt: skip

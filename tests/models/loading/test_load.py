@@ -84,7 +84,7 @@ class TestFolders:
         tiny_model("llama").model.save_pretrained(tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"]}))
-        with pytest.raises(ModelError, match=r"lacks 1 weights of LlamaForCausalLM \(lm_head.weight\)"):
+        with pytest.raises(ModelError, match=r"1 weights of LlamaForCausalLM are missing \(lm_head.weight\)"):
             load_model(str(tmp_path))
 
     def test_a_tied_output_head_is_not_missing(self, tmp_path):
@@ -165,7 +165,7 @@ class TestNames:
         ("error", "expected", "message"),
         [
             ("RepositoryNotFoundError", ModelError, "unknown model 'some/model'. Give a packaged name"),
-            ("GatedRepoError", ModelError, "model 'some/model' asks for its terms to be accepted"),
+            ("GatedRepoError", ModelError, "model 'some/model' is gated: accept its terms"),
         ],
     )
     def test_what_the_hub_says_is_passed_on(self, error, expected, message, monkeypatch):

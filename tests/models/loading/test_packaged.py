@@ -51,7 +51,7 @@ def test_parts_are_joined_checked_and_converted_once(cache, monkeypatch):
 def test_a_wrong_digest_is_an_error_and_leaves_no_files(cache, monkeypatch):
     monkeypatch.setitem(under_test.PACKAGED_MODELS, "toy", _with_digest("1" * 64))
     with pytest.raises(
-        HubError, match=rf"has SHA-256 {hashlib.sha256(WHOLE).hexdigest()}, expected 1+\. It was discarded\."
+        HubError, match=rf"has SHA-256 {hashlib.sha256(WHOLE).hexdigest()}, expected 1+\. It was discarded; try again\."
     ):
         packaged_model("toy")
     assert list((cache / "models").iterdir()) == []

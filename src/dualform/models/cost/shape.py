@@ -310,7 +310,7 @@ def _layers_of_config(
         # The same message as in `find_anatomy`, which runs a forward.
         raise ModelError(
             f"{type(model).__name__}: no softmax attention was seen in its forward, so there is nothing to compare. "
-            "dualform reads causal transformers with attention layers."
+            "dualform supports causal transformers with softmax attention. Choose another model."
         )
     d_model = int(model.get_input_embeddings().weight.shape[1])
     n_heads = int(config.num_attention_heads)

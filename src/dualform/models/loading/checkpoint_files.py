@@ -268,10 +268,10 @@ def stored_weights(folder: Path, config: Mapping[str, Any]) -> StoredWeights:
         files = _indexed(folder)
     else:
         pickled = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-        also = f" ({pickled[0]} is pickled, and loading a pickle can run code: convert it to safetensors)"
-        raise UnusableFileError(
-            f"there is no file named model.safetensors or {INDEX} in {folder}{also if pickled else ''}"
-        )
+        hint = ""
+        if pickled:
+            hint = f" ({pickled[0]} is pickled, and loading a pickle can run code: convert it to safetensors)"
+        raise UnusableFileError(f"there is no file named model.safetensors or {INDEX} in {folder}{hint}")
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         shapes |= tensor_shapes(file)
