@@ -57,5 +57,5 @@ def test_the_closure_follows_markers_and_extras():
 def test_what_is_missing_or_too_old_is_named():
     with pytest.raises(SystemExit, match=r"no-such-package>=3 is not installed here"):
         closure([Requirement("no-such-package>=3")])
-    with pytest.raises(SystemExit, match=r"pytest>=1000 is asked for, but [0-9.]+ is installed"):
+    with pytest.raises(SystemExit, match=r"pytest>=1000 is required, but [0-9.]+ is installed"):
         closure([Requirement("pytest>=1000")])

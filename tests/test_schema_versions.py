@@ -124,6 +124,6 @@ def test_a_newer_result_inside_a_sweep_is_refused_too(tmp_path: Path) -> None:
 )
 def test_a_damaged_file_is_refused_with_the_place(changes: dict[str, Any], place: str, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(json.dumps(sample("stability") | changes), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"no result that this version can read .* Restore the file") as caught:
+    with pytest.raises(ConfigError, match=r"not a result that this version can read .* Restore the file") as caught:
         read_result(tmp_path)
     assert place in str(caught.value)

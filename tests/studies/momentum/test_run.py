@@ -280,7 +280,7 @@ def test_what_does_not_fit_the_training_length_is_reported(texts: dict[str, Any]
     assert f"{letters}: {score.k} of 9 demonstrations fit the training length of {LENGTH}." in notes
     (note,) = [note for note in notes if note.startswith(reviews)]
     assert f"{reviews} was left out: a query takes" in note
-    assert note.endswith(f"but the context holds {LENGTH}. Train with a larger length.")
+    assert note.endswith(f"but the context holds {LENGTH}, opening tokens included. Train with a larger length.")
     assert "One seed has no interval: train several, with --seeds 1..5." in notes
 
 
