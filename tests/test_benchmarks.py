@@ -227,7 +227,7 @@ def test_both_sides_of_a_ratio_of_fast_weights_are_measured_alike(monkeypatch):
 
 
 def test_a_fold_of_more_texts_than_there_are_is_refused_by_number(job):
-    with pytest.raises(ValueError, match=r"9 texts were asked for, but toy has 8 beside the demonstrations"):
+    with pytest.raises(ValueError, match=r"9 texts were requested, but toy has 8 besides the demonstrations"):
         folding.read_by_a_fold(job, 9)
 
 
@@ -335,7 +335,7 @@ def test_an_unknown_benchmark_is_refused_by_name(capsys):
 
 
 def test_too_many_queries_are_refused_by_number(job):
-    with pytest.raises(ValueError, match=r"9 queries were asked for, but toy has 8"):
+    with pytest.raises(ValueError, match=r"9 queries were requested, but toy has 8"):
         make_job(job.lm, job.task, TINY.k, 9)
 
 
