@@ -35,6 +35,7 @@ from dualform.studies.momentum.regression import regress
 from dualform.studies.momentum.run import compare_momentum
 from dualform.studies.pieces import NoPieceStore
 from dualform.studies.plan import Plan, plan_of
+from dualform.studies.plan_costs import Costs
 from dualform.studies.sampling import LinearCost, Run, count_operations, sample
 from dualform.studies.selection.config import selection_config
 from dualform.studies.selection.run import selection
@@ -167,6 +168,30 @@ def test_folding_one_prompt_for_good_computes_what_was_planned(
     config = fold_config(str(here / "model"), str(here / "task.csv"), **settings)
     counted = products(lambda: fold(config, tmp_path / "folded", lm=lm))
     assert planned(config).cost.flops == pytest.approx(counted, rel=WITHIN)
+
+
+@pytest.mark.parametrize(("family", "more"), [("llama", {}), ("mistral", {"sliding_window": 6}), ("qwen3", {})])
+def test_loading_reads_what_was_planned(
+    family: str, more: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save_tiny(family, tmp_path / "model", **more)
+    reads: list[int] = []
+    embedding = torch.nn.functional.embedding
+
+    def counted(tokens: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        reads.append(tokens.numel())
+        return embedding(tokens, *arguments, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "embedding", counted)
+    loaded = load_model(str(tmp_path / "model"))
+    # The one forward with gradients is planned as a step of training.
+    assert sorted(Costs(loaded.shape, MACHINE).loading_reads()) == sorted(_without_one(reads, 5))
+
+
+def _without_one(values: list[int], value: int) -> list[int]:
+    left = list(values)
+    left.remove(value)
+    return left
 
 
 # Plans of small models are drawn through runs of a few steps: of these the counts alone are made here, not the times.

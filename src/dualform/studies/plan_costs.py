@@ -225,16 +225,22 @@ class Costs:
         """Reading the weights, finding the anatomy, and the self-check of the route."""
         shape, machine = self.shape, self.machine
         bytes_ = shape.parameters * BYTES[self.dtype]
-        # The weights are allocated, read and copied.
-        seconds = 3 * bytes_ / machine.copying
         plain = replace(self, packed=False)
-        # The anatomy takes one pass with gradients, then three without, with W_K and W_V of the first layer changed.
-        seconds += plain._training(Training(5, 5)) + 3 * plain._prefix(5)
-        prefix = shape.window + 3 if 0 < shape.window <= LONGEST_CHECK else 9
-        # The self-check has three queries; the naive route reads each of nine answers separately, with the prefix.
-        naive = sum(plain._prefix(prefix + own) for own in (5, 7, 6, 8, 8, 8, 3, 2, 3))
-        fast = plain._prefix(prefix) + plain._row(Forward((9, 7, 4), prefix, 9))
-        return Cost(seconds=seconds + naive + fast)
+        # The weights are allocated, read and copied; one forward has gradients.
+        seconds = 3 * bytes_ / machine.copying + plain._training(Training(5, 5))
+        return Cost(seconds=seconds + sum(plain._prefix(tokens) for tokens in self.loading_reads()))
+
+    def loading_reads(self) -> tuple[int, ...]:
+        """Tokens of each forward without gradients while a model is loaded, in the order of `LanguageModel.wrap`."""
+        windowed = 0 < self.shape.window <= LONGEST_CHECK
+        prefix = self.shape.window + 3 if windowed else 9
+        # The family's own forward and the naive route also read beyond a short window.
+        beyond = (prefix,) * windowed
+        reference, anatomy = (11, 12, 12, *beyond), (5,) * 4
+        naive = (11, 11, *beyond, prefix, *(prefix + own for own in (6, 5, 7, 2, 2)), 3, 7)
+        fast = (prefix, 17, 3, 4)
+        query_scale = (8, 8, 4, 8, 4)
+        return reference + anatomy + naive + fast + query_scale
 
     def packing(self, backwards: bool) -> Cost:
         """Repacking every weight once for each direction that is used."""
