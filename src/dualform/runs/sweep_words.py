@@ -377,8 +377,8 @@ def _guessing_sentences(results: list[tuple[SweepGroup, Result]]) -> list[str]:
         return [f"At least one learner is {better} in {_all_groups(len(judged))}."]
     count = f"{len(without)} of {plural(len(judged), 'group')}"
     return [
-        f"No learner is {better} in {count}: {list_group_names(without)}. Differences between learners there are no "
-        "evidence of learning."
+        f"No learner is {better} in {count}: {list_group_names(without)}. There, "
+        "differences between learners are not evidence of learning."
     ]
 
 

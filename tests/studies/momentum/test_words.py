@@ -233,9 +233,8 @@ def test_a_task_is_at_chance_only_where_every_arm_is():
     lost = [arm("vanilla", 0.0, tasks=[low, score("rte", 0.5, 0.5, None)])]
     assert task_sentences(study(arms=lost)) == [
         "Mean accuracy over 2 tasks: 50.0 % for “vanilla”.",
-        "On no task is any arm significantly above chance level (always giving the most frequent answer), so "
-        "differences "
-        "there are no evidence about in-context learning.",
+        "On no task is any arm significantly above chance level (always giving the most frequent answer), so the "
+        "differences are not evidence about in-context learning.",
     ]
     unsure = score("cb", 0.5, 0.5, None).model_copy(update={"accuracy": estimate(0.5, None)})
     assert len(task_sentences(study(arms=[arm("vanilla", 0.0, tasks=[unsure])]))) == 1

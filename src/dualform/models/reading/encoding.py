@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -115,21 +116,14 @@ class Encoder:
         repeated = self._separator or self.opening or self._answer(" .")
         return (*self.opening, *islice(cycle(repeated), length - len(self.opening)))
 
-    def fit(
-        self,
-        demonstrations: Demonstrations,
-        queries: Sequence[Query],
-        context: int | None,
-        *,
-        any_label: bool = False,
-    ) -> Demonstrations:
+    def fit(self, *arguments: Any, **options: Any) -> Demonstrations:
         """Deprecated name of `truncate_to_context`."""
         warnings.warn(
             "Encoder.fit is now called Encoder.truncate_to_context. The old name will not work in the next version.",
             DeprecationWarning,
             stacklevel=2,
         )
-        return self.truncate_to_context(demonstrations, queries, context, any_label=any_label)
+        return self.truncate_to_context(*arguments, **options)
 
     def truncate_to_context(
         self,

@@ -409,8 +409,8 @@ def _at_chance(scored: Sequence[MomentumArm], names: Sequence[str]) -> list[str]
     every = len(at_level) == len(names) and len(names) > 1
     subject = "On no task is any arm" if every else f"On {quoted(at_level)} no arm is"
     return [
-        f"{subject} significantly above chance level (always giving the most frequent answer), so differences there "
-        "are no evidence about in-context learning."
+        f"{subject} significantly above chance level (always giving the most frequent answer), so the "
+        "differences are not evidence about in-context learning."
     ]
 
 
