@@ -220,9 +220,8 @@ def test_tasks_are_averaged_within_a_seed_and_those_at_chance_are_named():
     assert "; significantly below the baseline for “momentum 0.9” (-4.8 points, -" in means
     assert "; not significantly different from the baseline for “momentum 0.1”, “momentum 0.3”" in means
     assert chance == (
-        "On “cb” no arm is significantly above chance level (always giving the most frequent answer), so differences "
-        "there "
-        "are no evidence about in-context learning."
+        "On “cb” no arm is significantly above chance level (always giving the most frequent answer), so the "
+        "differences are not evidence about in-context learning."
     )
 
 
