@@ -1,6 +1,7 @@
 import gc
 import os
 import shutil
+from collections.abc import Iterator
 
 # Read when transformers and huggingface_hub are imported, hence before anything else. No test asks the hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -57,6 +58,21 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _start() -> Path:
+    """The folder that the tests were started in."""
+    return Path.cwd()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _same_folder(_start: Path) -> Iterator[None]:
+    """A file whose tests leave the process in another folder fails, instead of tests that run after it."""
+    yield
+    here = Path.cwd()
+    os.chdir(_start)
+    assert here == _start
 
 
 @pytest.fixture(autouse=True)
