@@ -28,6 +28,10 @@ HEAD = "| field | type | what it is |\n|---|---|---|\n"
 MORE: dict[str, tuple[str, ...]] = {
     "Estimate.ci95": ("measure-intervals", "measure-few-answers"),
     "Accuracy.macro_f1": ("measure-per-label",),
+    "Classification.log_loss": ("measure-probabilities",),
+    "Classification.brier": ("measure-probabilities",),
+    "Classification.ece": ("measure-calibration-error",),
+    "Classification.per_class": ("measure-per-label",),
     "Similarity.per_layer_q": ("measure-discoveries",),
     "Similarity.rounding": ("measure-rounding",),
     "Trial.rounding": ("measure-rounding",),

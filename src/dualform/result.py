@@ -108,6 +108,79 @@ class Predictions(Record):
     """How often each label was predicted, over all seeds, by label word (choice index for multiple choice)."""
 
 
+class ClassScores(Record):
+    """Scores of one class."""
+
+    precision: Estimate
+    """Share of the answers with this label that are right, over all seeds; `n` counts these answers. None if the label
+    was never predicted."""
+    recall: Estimate
+    """Share of the queries with this label that are answered correctly, over all seeds."""
+    f1: Estimate
+    """F1 score, 2 right / (true + predicted), mean over seeds; 0 for a label that is never predicted."""
+    support: int
+    """Number of reported queries with this label."""
+    predicted: int
+    """How often this label was predicted, over all seeds."""
+
+
+class ReliabilityBin(Record):
+    """The answers whose confidence, the predicted label's probability, lies in one of ten bins of equal width."""
+
+    low: float
+    """Lower end of the bin, excluded."""
+    high: float
+    """Upper end, included."""
+    confidence: Number
+    """Mean confidence of these answers, in [0, 1]."""
+    accuracy: Estimate
+    """Share of them that are right; `n` is their number, over all seeds."""
+
+
+class Classification(Record):
+    """Scores of a learner's answers by class, and of its label probabilities.
+
+    Probabilities are the softmax of the log-probabilities of the labels. Answers of a learner without demonstrations
+    count once. A score of fewer than 10 answers has no interval.
+    """
+
+    accuracy: Estimate
+    """Share of queries answered correctly, as in `Accuracy`."""
+    balanced_accuracy: Estimate | None = None
+    """Mean over labels of the recall, mean over seeds, in [0, 1]. Labels that no reported query has are left out. None
+    for multiple choice. Its interval is None if a label has fewer than 10 answers, or all answers are right."""
+    macro_f1: Estimate | None = None
+    """Mean over labels of the F1 score, as in `Accuracy`."""
+    log_loss: Estimate
+    """Mean of minus the logarithm of the right label's probability, nats. A probability below 2.2e-16, the machine
+    precision, counts as 2.2e-16, that is 36.04 nats, as in scikit-learn; `zero_probability` says how often."""
+    zero_probability: Number
+    """Share of answers in which the right label has a probability below 2.2e-16: 0 to machine precision. If it is not
+    0, the log-loss without the limit is infinite or nearly so."""
+    brier: Estimate
+    """Brier score: mean over queries of the sum over labels of (probability - outcome)², in [0, 2]; 1 - 1 / labels for
+    equal probabilities."""
+    ece: Estimate
+    """Expected calibration error, in [0, 1]: mean over answers of the absolute difference between accuracy and
+    confidence of the answer's bin in `reliability`. Its interval is the basic bootstrap's, which corrects the upward
+    bias in small samples; it begins at 0 unless the error is larger than 97.5 % of those simulated for
+    `ece_if_calibrated`."""
+    ece_if_calibrated: Number
+    """The expected calibration error of a learner with these confidences that is right exactly as often as they say,
+    mean over simulations: `ece` is above 0 by chance by this much."""
+    reliability: list[ReliabilityBin]
+    """The bins that hold answers, by increasing confidence."""
+    per_class: dict[LabelWord, ClassScores] = {}
+    """Scores of each label that a reported query has; empty for multiple choice."""
+    labels: list[str] = []
+    """Label words in the order of `confusion`; empty for multiple choice."""
+    confusion: list[list[int]] = []
+    """How often each label was predicted, over all seeds: `confusion[i][j]` counts the answers `labels[j]` to queries
+    whose right label is `labels[i]`."""
+    left_out: int = 0
+    """Number of answers without a number (a NaN among the log-probabilities), which are in no score."""
+
+
 class Similarity(Estimate):
     """One measure of the similarity between what context changes and what finetuning changes."""
 
@@ -420,6 +493,8 @@ class Result(Record):
     """Accuracy of each learner."""
     predictions: dict[Learner, Predictions] = {}
     """Answers of each learner."""
+    classification: dict[Learner, Classification] = {}
+    """Scores of each learner by class, and of its label probabilities; empty in older files."""
     similarity: dict[Measure, Similarity] = {}
     """Similarity by each measure."""
     controls: dict[Control, dict[Measure, Similarity]] = {}

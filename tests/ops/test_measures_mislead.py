@@ -12,6 +12,7 @@ from dualform.models.reading.perplexity import perplexity
 from dualform.ops.agreement import label_agreement, overlap_cosine, rec2ftp, top_k_overlap, total_variation
 from dualform.ops.calibration import contextual_calibration
 from dualform.ops.choosing import chosen_gap
+from dualform.ops.classification import brier_score, calibration_error, log_loss, reliability_counts
 from dualform.ops.constructions import descend_by_layers, gd_layer
 from dualform.ops.dual_form import linear_attention, outer_product_update, relaxation
 from dualform.ops.fast_weights import fast_weights
@@ -64,6 +65,26 @@ def test_a_constant_answer_has_an_accuracy_and_a_low_macro_f1():
     labels, constant = [1] * 70 + [0] * 30, [1] * 100
     assert accuracy_score(labels, constant) == 0.7
     assert round(f1_score(labels, constant, average="macro", zero_division=0), 2) == 0.41
+
+
+def test_an_accurate_learner_may_have_a_worse_log_loss_than_guessing():
+    labels = torch.tensor([0] * 50 + [1] * 50)
+    # Nine of ten answers are right, and all are as sure as a prompt often is.
+    right = torch.arange(100) % 10 > 0
+    log_p = torch.zeros(100, 2)
+    log_p[torch.arange(100), torch.where(right, labels, 1 - labels)] = 12.0
+    assert log_loss(log_p, labels).mean() > log_loss(torch.zeros(100, 2), labels).mean() * 1.5
+    assert brier_score(log_p, labels).mean() < brier_score(torch.zeros(100, 2), labels).mean()
+
+
+def test_guessing_with_the_label_frequencies_is_calibrated_and_opposite_errors_of_two_seeds_cancel():
+    right = (torch.arange(100) < 70).double()
+    assert calibration_error(reliability_counts(torch.full((100,), 0.7), right).sum(0)) < 1e-6
+    # One seed is overconfident by 0.15, the other underconfident, in the same bin of confidence 0.65.
+    over, under = (torch.arange(100) < 50).double(), (torch.arange(100) < 80).double()
+    each = [reliability_counts(torch.full((100,), 0.65), one).sum(0) for one in (over, under)]
+    assert [round(float(calibration_error(one)), 6) for one in each] == [0.15, 0.15]
+    assert calibration_error(each[0] + each[1]) < 1e-6
 
 
 def test_rec2ftp_is_1_whatever_finetuning_did_when_icl_is_always_right():

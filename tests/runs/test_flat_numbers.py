@@ -25,7 +25,9 @@ STUDIES = {
     "momentum": example_momentum,
     "laboratory": example_laboratory,
 }
-LEFT_OUT_LISTS = {"CurvePoint", "Estimate", "LabChart", "LabCurve", "LabRow", "LabTable", "StabilityRun", "Trial"}
+LEFT_OUT_LISTS = {
+    *("CurvePoint", "Estimate", "LabChart", "LabCurve", "LabRow", "LabTable", "ReliabilityBin", "StabilityRun", "Trial")
+}
 """Records whose lists are left out: points of curves, rows of tables, single runs."""
 
 

@@ -166,15 +166,15 @@ def clustered_bootstrap_of(
     """95 % interval of any function of totals: a ratio, a lift (difference of ratios), a Jaccard index.
 
     Args:
-        statistic: Turns totals of shape `(resample, column)` into numbers of shape `(resample)`.
+        statistic: Turns totals of shape `(resample, column)` into numbers of shape `(resample, ...)`.
         values: What each example adds to each total, of shape `(seed, example, column)`; an example with a NaN
             or an infinity in any column adds to none.
         n_resamples: How many resamples, drawn as in `clustered_bootstrap`.
         generator: Source of randomness.
 
     Returns:
-        Lower and upper end, each a scalar of shape `()`. Resamples in which the statistic is not finite are left
-        out; NaN where all are, or fewer than two examples are finite.
+        Lower and upper end, each of shape `(...)`. Resamples in which the statistic is not finite are left out; NaN
+        where all are, or fewer than two examples are finite.
 
     Raises:
         ConfigError: `n_resamples` is below 1.
@@ -188,10 +188,11 @@ def clustered_bootstrap_of(
     complete = wide.isfinite().all(-1, keepdim=True)
     dtype = result_dtype(values)
     if not _can_resample(wide, n_resamples) or int(complete.sum()) < 2:
-        nothing = values.new_full((), torch.nan, dtype=dtype)
+        nothing = statistic(wide.new_full((1, wide.shape[-1]), torch.nan))[0].to(dtype)
         return nothing, nothing.clone()
     resampled = clustered_resamples_of(statistic, wide, n_resamples=n_resamples, generator=generator)
-    low, high = _interval(rearrange(resampled, "resample -> resample 1"))[:, 0].to(dtype)
+    columns, rest = pack([resampled], "resample *")
+    low, high = (unpack(end, rest, "*")[0] for end in _interval(columns).to(dtype))
     return low, high
 
 
@@ -205,14 +206,14 @@ def clustered_bootstrap_of_seeds(
     """95 % interval of a mean over seeds of a function of each seed's totals, such as macro-F1.
 
     Args:
-        statistic: Turns totals of shape `(..., column)` into numbers of shape `(...)`.
+        statistic: Turns totals of shape `(resample, seed, column)` into numbers of shape `(resample, seed, ...)`.
         values: What each example adds to each total, of shape `(seed, example, column)`, all finite; one tensor for
             each run of a seed (such as an order of its demonstrations), over which a seed's number is averaged.
         n_resamples: How many resamples, drawn as in `clustered_bootstrap`.
         generator: Source of randomness.
 
     Returns:
-        Lower and upper end, each a scalar of shape `()`. In a resample, seeds whose number is not finite are left out.
+        Lower and upper end, each of shape `(...)`. In a resample, seeds whose number is not finite are left out.
 
     Raises:
         ConfigError: `n_resamples` is below 1.
@@ -224,13 +225,13 @@ def clustered_bootstrap_of_seeds(
     require_same_shape("seed example column", **{f"values_{number}": each for number, each in enumerate(values)})
     wide = [widened(each) for each in values]
     if not _can_resample(wide[0], n_resamples):
-        nothing = values[0].new_full((), torch.nan, dtype=result_dtype(values[0]))
+        nothing = statistic(wide[0].new_full((1, 1, wide[0].shape[-1]), torch.nan))[0, 0].to(result_dtype(values[0]))
         return nothing, nothing.clone()
     draws = _Draws(wide[0].shape[0], wide[0].shape[1], n_resamples, generator, wide[0])
-    of_seeds = torch.stack([statistic(draws.totals(each)) for each in wide]).mean(0)
-    weights = draws.seeds * of_seeds.isfinite()
+    of_seeds, rest = pack([torch.stack([statistic(draws.totals(each)) for each in wide]).mean(0)], "resample seed *")
+    weights = rearrange(draws.seeds, "resample seed -> resample seed 1") * of_seeds.isfinite()
     means = (of_seeds.nan_to_num(0.0) * weights).sum(1) / weights.sum(1)
-    low, high = _interval(rearrange(means, "resample -> resample 1"))[:, 0].to(result_dtype(values[0]))
+    low, high = (unpack(end, rest, "*")[0] for end in _interval(means).to(result_dtype(values[0])))
     return low, high
 
 

@@ -16,7 +16,7 @@ LEFT_OUT = frozenset(
         *("config", "environment", "model", "task"),
         # Fields with a number for each seed, layer, head or label are too many for a table of runs.
         *("per_seed", "per_layer", "per_layer_ci95", "per_layer_q", "per_head", "counts", "details", "by_control"),
-        *("k_effective_per_seed", "DemonstrationReport.rows", "DemonstrationReport.tokens"),
+        *("k_effective_per_seed", "DemonstrationReport.rows", "DemonstrationReport.tokens", "Classification.per_class"),
     }
 )
 """Fields that are left out, in all records or in the record that is named before the dot."""

@@ -15,7 +15,7 @@ from dualform.ops.bootstrap import (
     clustered_bootstrap_ratio,
     clustered_mean,
 )
-from dualform.ops.f1 import macro_f1
+from dualform.ops.f1 import balanced_accuracy, f1_by_label, macro_f1
 from dualform.result import FEWEST_FOR_INTERVAL, Accuracy, Estimate, Similarity
 
 Interval = tuple[float | None, float | None]
@@ -74,6 +74,32 @@ class Statistics:
             return float(exact.low), float(exact.high)
         return self.ratio(numerator, denominator)
 
+    def shares(self, numerator: Tensor, denominator: Tensor) -> list[Estimate]:
+        """Several ratios of two counts, each as `share_interval` says, from one set of resamples.
+
+        Args:
+            numerator: 1 for each pair that counts in the numerator, else 0, `(seed, example, ratio)`.
+            denominator: 1 for each pair that counts in the denominator, else 0, likewise.
+
+        Returns:
+            An estimate for each ratio, over the pairs of all seeds; its n is the denominator, its mean None if that
+            is 0.
+        """
+        above, below = numerator.sum((0, 1)), denominator.sum((0, 1))
+        low, high = clustered_bootstrap_of(
+            lambda totals: torch.div(*totals.chunk(2, dim=-1)),
+            torch.cat([numerator, denominator], dim=-1),
+            n_resamples=self.resamples,
+            generator=self._generator(),
+        )
+        estimates = []
+        for place, (hits, n) in enumerate(zip(above.tolist(), below.tolist(), strict=True)):
+            ends: Interval = float(low[place]), float(high[place])
+            if n < FEWEST_FOR_INTERVAL or hits in (0, n):
+                ends = self.share_interval(numerator[..., place], denominator[..., place])
+            estimates.append(Estimate(mean=hits / n if n else None, ci95=ends, n=int(n)))
+        return estimates
+
     def difference(self, differences: Tensor) -> Estimate:
         """Mean of the differences in correctness between two learners, -1, 0 or 1, `(seed, example)`.
 
@@ -117,14 +143,13 @@ class Statistics:
             names: Names of the labels; None for choices in free text, which are not classes.
         """
         right = (predicted == labels).double()
-        # Without demonstrations the answers are the same for every seed, and must count only once.
-        seeds = len(predicted) if depends_on_seed(learner) else 1
+        counted = counted_once(learner, right)
         return Accuracy(
-            **self.share(right[:seeds]).model_dump(),
+            **self.share(counted).model_dump(),
             per_seed=self.per_seed(right),
-            over_majority=self.over_majority(right[:seeds], labels),
-            macro_f1=None if names is None else self.macro_f1(predicted[:seeds], labels),
-            per_label={} if names is None else self.per_label(right[:seeds], labels, names),
+            over_majority=self.over_majority(counted, labels),
+            macro_f1=None if names is None else self.macro_f1(counted_once(learner, predicted), labels),
+            per_label={} if names is None else self.per_label(counted, labels, names),
         )
 
     def over_majority(self, right: Tensor, labels: Tensor) -> Estimate:
@@ -148,31 +173,68 @@ class Statistics:
         """F1 score, averaged over the labels that occur and over seeds.
 
         Args:
-            predicted: Label numbers that a learner predicts, `(seed, example)` or `(seed, order, example)`.
+            predicted: Label numbers that a learner predicts, `(seed, example)` or `(seed, order, example)`; -1 for no
+                answer, which is left out.
             labels: Right label numbers, `(example,)`.
 
         Returns:
             No interval where a label has fewer than `FEWEST_FOR_INTERVAL` pairs.
         """
+        (estimate,) = self._over_seeds(macro_f1, predicted, labels)
+        return estimate
+
+    def balanced_accuracy(self, predicted: Tensor, labels: Tensor) -> Estimate:
+        """Recall, averaged over the labels that occur and over seeds; see `macro_f1`.
+
+        Returns:
+            No interval where a label has fewer than `FEWEST_FOR_INTERVAL` pairs, or where resampling shows no spread.
+        """
+        (estimate,) = self._over_seeds(lambda right, true, _: balanced_accuracy(right, true), predicted, labels)
+        return estimate if estimate.ci95[0] != estimate.ci95[1] else estimate.model_copy(update={"ci95": NO_INTERVAL})
+
+    def f1_by_label(self, predicted: Tensor, labels: Tensor) -> list[Estimate]:
+        """F1 score of each label that occurs, in order, averaged over seeds; see `macro_f1`.
+
+        Returns:
+            `macro_f1` is the mean of these means. No interval for a label with fewer than `FEWEST_FOR_INTERVAL` pairs.
+        """
+        return self._over_seeds(f1_by_label, predicted, labels)
+
+    def _over_seeds(
+        self, score: Callable[[Tensor, Tensor, Tensor], Tensor], predicted: Tensor, labels: Tensor
+    ) -> list[Estimate]:
+        """Estimates of a score of counts, averaged over seeds (and orders): one, or one for each label that occurs.
+
+        Args:
+            score: How often each label is predicted rightly, is right, and is predicted, each `(..., label)` -> scores,
+                `(...)` or `(..., label)`.
+            predicted: See `macro_f1`.
+            labels: Right label numbers, `(example,)`.
+        """
         runs = predicted[:, None] if predicted.dim() == 2 else predicted
         occurring = labels.unique()
-        true = (labels[:, None] == occurring).double().expand(len(runs), -1, -1)
+        is_true = (labels[:, None] == occurring).double()
         columns = []
         for run in runs.unbind(1):
+            true = is_true * (run >= 0)[..., None]
             positive = (run[..., None] == occurring).double()
             columns.append(torch.cat([true * positive, true, positive], dim=-1))
 
-        def score(totals: Tensor) -> Tensor:
-            return macro_f1(*totals.chunk(3, dim=-1))
+        def of_totals(totals: Tensor) -> Tensor:
+            return score(*totals.chunk(3, dim=-1))
 
-        ends: Interval = NO_INTERVAL
-        if int(true.sum((0, 1)).min()) >= FEWEST_FOR_INTERVAL:
-            low, high = clustered_bootstrap_of_seeds(
-                score, columns, n_resamples=self.resamples, generator=self._generator()
-            )
-            ends = float(low), float(high)
-        mean = float(torch.stack([score(column.sum(1)) for column in columns]).mean())
-        return Estimate(mean=mean, ci95=ends, n=len(runs) * runs.shape[2])
+        low, high = clustered_bootstrap_of_seeds(
+            of_totals, columns, n_resamples=self.resamples, generator=self._generator()
+        )
+        means = torch.stack([of_totals(column.sum(1)) for column in columns]).nanmean((0, 1))
+        pairs = columns[0].chunk(3, dim=-1)[1].sum((0, 1))
+        n_pairs = pairs if means.dim() else pairs.min()
+        n = int((runs[:, 0] >= 0).sum())
+        columns_of = (each.reshape(-1).tolist() for each in (means, n_pairs, low, high))
+        return [
+            Estimate(mean=mean, ci95=(first, last) if fewest >= FEWEST_FOR_INTERVAL else NO_INTERVAL, n=n)
+            for mean, fewest, first, last in zip(*columns_of, strict=True)
+        ]
 
     def similarity(self, values: Tensor) -> Similarity:
         """The record of a measure: `(seed, example)`, `(seed, example, layer)` or `(seed, example, layer, head)`."""
@@ -198,6 +260,11 @@ def depends_on_seed(learner: str) -> bool:
     """Whether the learner uses demonstrations, so that its answers differ between seeds."""
     known = LEARNERS.get(learner)
     return known is None or known.uses_demonstrations
+
+
+def counted_once(learner: str, by_seed: Tensor) -> Tensor:
+    """Values of a learner, `(seed, ...)`, of the first seed alone if they are the same for every seed."""
+    return by_seed if depends_on_seed(learner) else by_seed[:1]
 
 
 def majority_label(labels: Tensor) -> int:

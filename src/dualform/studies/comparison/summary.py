@@ -25,7 +25,8 @@ from dualform.result import (
 )
 from dualform.studies.against import against_icl, expected_agreement
 from dualform.studies.answers import AnswerRows, answers_table
-from dualform.studies.common_warnings import few_demonstrations, few_seeds, low_precision, slow_route
+from dualform.studies.classification import classification
+from dualform.studies.common_warnings import few_demonstrations, few_seeds, low_precision, rare_labels, slow_route
 from dualform.studies.comparison.calibrate import FEWEST_FIXED, TotalsRatio, calibrate, floors_of, layers_above
 from dualform.studies.comparison.config import COMPARED, ComparisonConfig
 from dualform.studies.comparison.controls import RATE, control_of_draw
@@ -34,7 +35,7 @@ from dualform.studies.comparison.seed_record import SeedRecord
 from dualform.studies.controls import facts_of
 from dualform.studies.facts import TaskDescription, demonstration_report, environment, model_facts, task_result
 from dualform.studies.measures import MEASURES
-from dualform.studies.statistics import NO_INTERVAL, Interval, Statistics, depends_on_seed
+from dualform.studies.statistics import NO_INTERVAL, Interval, Statistics, counted_once
 
 
 def summarise(
@@ -97,6 +98,10 @@ def summarise(
             for name, table in tables.items()
         },
         predictions={name: _predictions(description, name, table) for name, table in tables.items()},
+        classification={
+            name: classification(counted_once(name, table), labels, description.task.label_words, stats)
+            for name, table in tables.items()
+        },
         similarity=similarity,
         controls=controls,
         precision={} if repeats is None else {"ft": repeats.summary(labels, controls, stats)},
@@ -371,7 +376,7 @@ def _lift_interval(columns: Tensor, share: Interval, overall: Rec2FTP, stats: St
 
 
 def _predictions(description: TaskDescription, learner: str, table: Tensor) -> Predictions:
-    answers = table if depends_on_seed(learner) else table[:1]
+    answers = counted_once(learner, table)
     predicted = answers.argmax(dim=2).flatten()
     counts = torch.bincount(predicted, minlength=description.task.n_labels).tolist()
     majority = max(range(len(counts)), key=counts.__getitem__)
@@ -441,4 +446,6 @@ def _warnings(
     }
     if at_edge:
         warnings.append(f"The chosen learning rate is at the edge of its grid: {', '.join(at_edge)}. Widen the grid.")
+    if not description.task.is_multiple_choice:
+        warnings += rare_labels(description.baselines.label_counts)
     return [*warnings, *low_precision(config.dtype), *slow_route(lm.route.name, lm.refused)]
