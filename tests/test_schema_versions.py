@@ -11,6 +11,7 @@ from dualform.result import Result
 from dualform.runs.flat_numbers import numbers_of
 from dualform.runs.store import read_result
 from dualform.runs.sweep_folder import read_sweep, write_sweep_report
+from dualform.schema_versions import RESULT_SCHEMA
 from dualform.studies.folding.result import FoldingResult
 from dualform.studies.laboratory.result import LaboratoryResult
 from dualform.studies.momentum.result import MomentumResult
@@ -51,7 +52,7 @@ def test_a_file_of_the_first_version_keeps_every_number(name: str) -> None:
     result = Result.from_json(json.dumps(old))
     new = json.loads(result.to_json())
     assert type(result) is CLASSES[name]
-    assert new["schema"] == 2
+    assert new["schema"] == RESULT_SCHEMA
     assert own_numbers(new) == own_numbers(old)
     assert len(own_numbers(new)) > 100
 
@@ -97,18 +98,20 @@ def test_a_study_that_is_not_installed_keeps_all_of_its_fields() -> None:
 
 @pytest.mark.parametrize("name", ["result.json", "sweep.json"])
 def test_a_file_of_a_newer_version_is_refused_with_what_to_do(name: str, tmp_path: Path) -> None:
-    fields = sample("stability" if name == "result.json" else "sweep") | {"schema": 3}
+    fields = sample("stability" if name == "result.json" else "sweep") | {"schema": RESULT_SCHEMA + 1}
     (tmp_path / name).write_text(json.dumps(fields), encoding="utf-8")
     read = read_result if name == "result.json" else read_sweep
-    with pytest.raises(ConfigError, match=rf"{name}: schema 3 was written by a newer version .* upgrade dualform"):
+    with pytest.raises(
+        ConfigError, match=rf"{name}: schema {RESULT_SCHEMA + 1} was written by a newer version .* upgrade dualform"
+    ):
         read(tmp_path)
 
 
 def test_a_newer_result_inside_a_sweep_is_refused_too(tmp_path: Path) -> None:
     fields = sample("sweep")
-    fields["groups"][1]["result"]["schema"] = 3
+    fields["groups"][1]["result"]["schema"] = RESULT_SCHEMA + 1
     (tmp_path / "sweep.json").write_text(json.dumps(fields), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"sweep\.json: schema 3 was written by a newer version"):
+    with pytest.raises(ConfigError, match=rf"sweep\.json: schema {RESULT_SCHEMA + 1} was written by a newer version"):
         read_sweep(tmp_path)
 
 

@@ -226,6 +226,19 @@ class Cost(Record):
     """Floating-point operations of one such query, its attention to the cache included."""
 
 
+class LabelCount(Record):
+    """Number of labels that a learner used, the largest over seeds."""
+
+    demonstrations: int
+    """Labels in the prompt."""
+    training: int
+    """Labels that it trained on."""
+    settings: int
+    """Labels on which its learning rate or other settings were chosen."""
+    total: int
+    """Number of different labels in all of these."""
+
+
 class Trial(Record):
     """One learning rate tried for one learner on one seed."""
 
@@ -460,8 +473,8 @@ class Paired(Record):
 class Result(Record):
     """The result of a study: the fields that all studies share. A study's own class adds its own fields."""
 
-    schema_version: Literal[2] = Field(default=RESULT_SCHEMA, alias="schema")
-    """Version of this schema, 2. It changes when fields are added, removed or change their meaning; older files are
+    schema_version: Literal[3] = Field(default=RESULT_SCHEMA, alias="schema")
+    """Version of this schema, 3. It changes when fields are added, removed or change their meaning; older files are
     migrated when they are read."""
     dualform: str
     """Version of dualform that wrote the file."""
@@ -509,6 +522,8 @@ class Result(Record):
     """How much the numbers of `ft` depend on rounding; empty with `rounding: none`, and in older files."""
     cost: dict[Learner, Cost] = {}
     """Cost of each learner."""
+    labels: dict[Learner, LabelCount] = {}
+    """Labels that each learner used; empty in older files, and for studies other than `comparison`."""
     against_icl: dict[Learner, PromptingComparison] = {}
     """Each other learner compared with `icl`, if `zsl` and `icl` were run."""
     fold: FoldReport | None = None

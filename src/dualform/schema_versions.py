@@ -10,7 +10,7 @@ from typing import Any, Literal
 from dualform._version import __version__
 from dualform.errors import ConfigError
 
-RESULT_SCHEMA: Literal[2] = 2
+RESULT_SCHEMA: Literal[3] = 3
 """Version of `result.json` that this version of dualform writes."""
 
 Json = Mapping[str, Any]
@@ -52,5 +52,10 @@ def _keep_own_fields(fields: Json) -> Json:
     return {name: value for name, value in fields.items() if not (name in of_studies and value is None)}
 
 
-MIGRATIONS: dict[int, Callable[[Json], Json]] = {1: _keep_own_fields}
+def _unchanged(fields: Json) -> Json:
+    """2 to 3: fields were added, which older files lack."""
+    return fields
+
+
+MIGRATIONS: dict[int, Callable[[Json], Json]] = {1: _keep_own_fields, 2: _unchanged}
 """Version -> what brings a file of it to the next version."""

@@ -133,6 +133,15 @@ def test_a_comparison_computes_what_was_planned(here: Path, lm: LanguageModel, p
     assert planned(config).cost.flops == pytest.approx(counted, rel=WITHIN)
 
 
+@pytest.mark.parametrize("how", ["cross-validation", "prequential"])
+def test_a_comparison_within_a_budget_of_labels_computes_what_was_planned(
+    how: str, here: Path, lm: LanguageModel, planned: Callable[[Any], Plan]
+):
+    config = small(here, labels=7, selection_limit=None, choose_inside=how, learners=("zsl", "icl", "ft", "probe"))
+    counted = products(lambda: compare(config, lm=lm))
+    assert planned(config).cost.flops == pytest.approx(counted, rel=WITHIN)
+
+
 def test_a_stability_study_computes_what_was_planned(here: Path, lm: LanguageModel, planned: Callable[[Any], Plan]):
     settings = {**SMALL, "orders": 2, "ft_seeds": 1, "ft_orders": 2, "label_seeds": 1, "rates": RATES}
     config = stability_config((str(here / "model"),), str(here / "task.csv"), **settings)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from dualform.models.cost.work import WeightChange, Work, WorkPart, encode, read, rows
 from dualform.registry import Registry
@@ -84,6 +84,30 @@ class DemonstrationSet(Protocol):
         """The demonstrations as tokens."""
         ...
 
+    @property
+    def labelled(self) -> Demonstrations:
+        """All labelled examples that may be used; with a budget of labels, also those outside the prompt."""
+        ...
+
+    @property
+    def encoded_labelled(self) -> EncodedDemonstrations:
+        """All labelled examples as tokens; of the prefix, as many as `encoded` has."""
+        ...
+
+
+@dataclass(frozen=True)
+class LabelUse:
+    """Number of labels that a learner uses."""
+
+    shown: int = 0
+    """Labels in the prompt."""
+    trained: int = 0
+    """Labels that it trains on."""
+    selected: int = 0
+    """Labels on which its settings are chosen."""
+    total: int = 0
+    """Different labels in all of these."""
+
 
 @dataclass(frozen=True)
 class AdaptationContext:
@@ -128,6 +152,16 @@ class AdaptationContext:
         return self.drawn.encoded
 
     @property
+    def labelled(self) -> Demonstrations:
+        """All labelled examples of this seed: the demonstrations, or with a budget of labels all that it buys."""
+        return self.drawn.labelled
+
+    @property
+    def encoded_labelled(self) -> EncodedDemonstrations:
+        """All labelled examples as tokens; `sequences` are those to train on."""
+        return self.drawn.encoded_labelled
+
+    @property
     def opening(self) -> tuple[int, ...]:
         """Tokens before every query, usually only the beginning-of-sequence token."""
         return self.setup.encoder.opening
@@ -140,6 +174,10 @@ class AdaptationContext:
     def demonstration_queries(self) -> tuple[Query, ...]:
         """The demonstrations as queries, for learners that read them one by one."""
         return tuple(self.setup.encoder.query(example) for example in self.drawn.demonstrations.examples)
+
+    def labelled_queries(self) -> tuple[Query, ...]:
+        """All labelled examples as queries, in the order of `labelled`."""
+        return tuple(self.setup.encoder.query(example) for example in self.drawn.labelled.examples)
 
 
 class Learner(ABC):
@@ -175,6 +213,11 @@ class Learner(ABC):
     """Whether `adapt` uses `AdaptationContext.rounding_seed`, so that a study can measure the effect of rounding."""
     answers_from: ClassVar[str | None] = None
     """Name of a learner from whose readings this one can answer (`AnswersFromReadings`), to avoid reading twice."""
+    trains_on: ClassVar[Literal["nothing", "demonstrations", "labelled"]] = "nothing"
+    """The labels that adapting trains on: none, as for prompting; the demonstrations in the prompt; or all labelled
+    examples (`AdaptationContext.labelled`), which are more if a budget of labels does not fit into the prompt."""
+    shows_demonstrations: ClassVar[bool] = False
+    """Whether queries are read after the demonstrations."""
     compared_inside: ClassVar[bool] = False
     """Whether its weight changes are compared with the updates of ICL and FT inside the model."""
 
@@ -217,7 +260,7 @@ class Learner(ABC):
             return encode(self.prefix_length(context))
         from dualform.learners.training_work import training_work
 
-        return training_work(context.encoded, context.config.loss_on, opening=len(context.opening))
+        return training_work(context.encoded_labelled, context.config.loss_on, opening=len(context.opening))
 
     def parts(self, context: AdaptationContext) -> list[WorkPart]:
         """The work in parts with bounds, for learners whose amount of work depends on the data."""
@@ -230,6 +273,13 @@ class Learner(ABC):
             # Weight changes are applied separately for every group.
             work += (Work.of(WeightChange()) * len(rows(queries, probe))).uncharged
         return work
+
+    def labels_used(self, context: AdaptationContext) -> LabelUse:
+        """Number of labels used in the prompt and in training; the study adds those on which settings are chosen."""
+        shown = context.demonstrations.k_effective if self.shows_demonstrations else 0
+        on = {"nothing": 0, "demonstrations": context.demonstrations.k_effective}
+        trained = on.get(self.trains_on, len(context.labelled.examples))
+        return LabelUse(shown, trained, 0, max(shown, trained))
 
     def extra_bytes(self, setup: Setup) -> int:
         """Memory that adapting needs in addition to a forward pass, bytes."""

@@ -115,6 +115,7 @@ class FinetuningLearner(Learner):
 
     name = "ft"
     changes_weights = True
+    trains_on = "labelled"
     grid = "rates"
     can_repeat = True
 
@@ -122,7 +123,7 @@ class FinetuningLearner(Learner):
         """Train W_K and W_V at the context's learning rate."""
         assert context.rate is not None
         learner = Finetuned(context.opening, context.rate, context.config.loss_on, moved=context.rounding_seed)
-        return learner.adapt(context.lm, context.encoded)
+        return learner.adapt(context.lm, context.encoded_labelled)
 
     def check(self, lm: LanguageModel, config: Any) -> None:
         """Check that W_K and W_V were found in every layer, and can be trained."""

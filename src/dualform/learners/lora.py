@@ -69,12 +69,13 @@ class LoraLearner(Learner):
 
     name = "lora"
     changes_weights = True
+    trains_on = "labelled"
     grid = "lora_rates"
 
     def adapt(self, context: AdaptationContext) -> AdaptedModel:
         """Train adapters at the context's learning rate."""
         assert context.rate is not None
-        return self._method(context).adapt(context.lm, context.encoded)
+        return self._method(context).adapt(context.lm, context.encoded_labelled)
 
     def check(self, lm: LanguageModel, config: Any) -> None:
         """Check that W_Q and W_V were found in every layer, and can be trained."""
@@ -85,7 +86,7 @@ class LoraLearner(Learner):
 
     def work(self, context: AdaptationContext) -> Work:
         """See `Lora`."""
-        return self._method(context).work(context.lm.shape, context.encoded)
+        return self._method(context).work(context.lm.shape, context.encoded_labelled)
 
     def _method(self, context: AdaptationContext) -> Lora:
         return Lora(context.opening, context.rate or 0.0, loss_on=context.config.loss_on, seed=context.seed)

@@ -109,6 +109,7 @@ class ProbeLearner(Learner):
     needs_demonstrations = True
     needs_label_words = True
     answers_from = "zsl"
+    trains_on = "labelled"
 
     def adapt(self, context: AdaptationContext) -> ProbedModel:
         """Fit the classifier to the demonstrations."""
@@ -119,8 +120,8 @@ class ProbeLearner(Learner):
         return self._method(context).work(context.lm.shape, context.encoded)
 
     def _method(self, context: AdaptationContext) -> LinearProbe:
-        labels = context.demonstrations.labels
-        return LinearProbe(context.opening, context.demonstration_queries(), labels, context.task.n_labels)
+        labels = context.labelled.labels
+        return LinearProbe(context.opening, context.labelled_queries(), labels, context.task.n_labels)
 
 
 PROBE = ProbeLearner()

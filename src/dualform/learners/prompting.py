@@ -65,6 +65,7 @@ class InContextLearner(Learner):
     """See `InContext`."""
 
     name = "icl"
+    shows_demonstrations = True
 
     def adapt(self, context: AdaptationContext) -> AdaptedModel:
         """Encode the demonstrations."""

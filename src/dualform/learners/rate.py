@@ -87,6 +87,7 @@ def search_rate(
     patience: int = 2,
     after_trial: Callable[[], None] = lambda: None,
     repeat: Callable[[float], AdaptedModel] | None = None,
+    held_out: Callable[[float], Tensor] | None = None,
 ) -> RateSearch:
     """Try rates in ascending order, and stop early once higher ones are clearly worse.
 
@@ -102,6 +103,9 @@ def search_rate(
         after_trial: Called after each rate, tried or skipped.
         repeat: Trains at a given rate from weights perturbed by rounding; makes the search prefer stable rates. None
             chooses by accuracy and log-probability only.
+        held_out: Log-probabilities of the answers to the examples of `labels`, `(example, answer)`, from models that
+            were trained at a given rate on other examples. Replaces `queries`; only the chosen rate is then trained by
+            `adapt`.
 
     Returns:
         The most accurate rate on `queries` (ties: the higher mean log-probability of the correct answer, then the lower
@@ -116,47 +120,64 @@ def search_rate(
     right = torch.as_tensor(list(labels))
     trials: list[Trial] = []
     finished: list[_FinishedTrial] = []
-    best: tuple[_FinishedTrial, AdaptedModel] | None = None
+    best: tuple[_FinishedTrial, AdaptedModel | None] | None = None
     worse = 0
-    learner = "?"
+
+    def evaluate(rate: float) -> tuple[AdaptedModel | None, Tensor]:
+        if held_out is not None:
+            return None, held_out(rate)
+        adapted = adapt(rate)
+        return adapted, answer_log_probabilities(adapted, lm, queries)
+
     for number, rate in enumerate(grid):
         if worse >= patience or (trials and trials[-1].status == "diverged"):
-            trials += [_trial(learner, seed, skipped, "skipped") for skipped in grid[number:]]
+            trials += [_trial(seed, skipped, "skipped") for skipped in grid[number:]]
             for _ in grid[number:]:
                 after_trial()
             break
         try:
-            adapted = adapt(rate)
-            table = answer_log_probabilities(adapted, lm, queries)
+            model, table = evaluate(rate)
         except NumericalError:
-            trials.append(_trial(learner, seed, rate, "diverged"))
+            trials.append(_trial(seed, rate, "diverged"))
             after_trial()
             continue
-        learner = adapted.learner
         trial = _FinishedTrial(number, _accuracy(table, right), float(table.gather(1, right[:, None]).mean()), table)
         finished.append(trial)
         worse = 0 if best is None or trial.accuracy >= best[0].accuracy else worse + 1
         if best is None or trial.score > best[0].score:
-            best = (trial, adapted)
-        losses = adapted.losses or (None,)
-        trials.append(_trial(learner, seed, rate, "finished", *trial.score, losses[0], losses[-1]))
+            best = (trial, model)
+        losses = (model.losses if model is not None else ()) or (None,)
+        trials.append(_trial(seed, rate, "finished", *trial.score, losses[0], losses[-1]))
         after_trial()
     if best is None:
         tried = ", ".join(f"{trial.learning_rate:g}" for trial in trials if trial.status == "diverged")
         raise TrainingError(
             f"every learning rate tried diverged ({tried}). Give lower ones with --rates (ft) or --lora-rates (lora)."
         )
-    (chosen, adapted), repeated = best, None
+    (chosen, best_model), repeated = best, None
     if repeat is not None and len(grid) > 1:
         repetitions = _Repetitions(repeat, grid, lm, queries, right)
         chosen = _prefer_stable(finished, best[0], repetitions)
         repeated = repetitions.models.get(chosen.number)
         if chosen is not best[0]:
             # Only the best model was kept, to save memory.
-            adapted = adapt(grid[chosen.number])
+            best_model = None
         trials = [record.model_copy(update=repetitions.fields(number)) for number, record in enumerate(trials)]
+    adapted = best_model
+    ranking = sorted(finished, key=lambda trial: (*trial.score, -trial.number), reverse=True)
+    for trial in [chosen] if held_out is None else ranking:
+        if adapted is None:
+            try:
+                adapted, chosen = adapt(grid[trial.number]), trial
+            except NumericalError:
+                # Only training on all labels diverged, so the next best rate is used.
+                if trial is ranking[-1]:
+                    raise
+                trials[trial.number] = _trial(seed, grid[trial.number], "diverged")
+    assert adapted is not None
     trials = [
-        record.model_copy(update={"learner": learner, "chosen": i == chosen.number}) for i, record in enumerate(trials)
+        record.model_copy(update={"learner": adapted.learner, "chosen": number == chosen.number})
+        for number, record in enumerate(trials)
     ]
     return RateSearch(adapted, grid[chosen.number], tuple(trials), repeated)
 
@@ -225,7 +246,6 @@ def _accuracy(table: Tensor, right: Tensor) -> float:
 
 
 def _trial(
-    learner: str,
     seed: int,
     rate: float,
     status: str,
@@ -235,7 +255,8 @@ def _trial(
     last_loss: float | None = None,
 ) -> Trial:
     return Trial(
-        learner=learner,
+        # Known once a model has been trained.
+        learner="?",
         seed=seed,
         learning_rate=rate,
         validation_accuracy=accuracy,

@@ -76,7 +76,13 @@ class Experiment(Generic[Config]):
             # The requested split is the one that this task selects on, so the two are swapped.
             selection_split = task.report_split
         examples = sample(task.split(report_split), config.limit)
-        selection = examples if select_on == "report" else sample(task.split(selection_split), config.selection_limit)
+        if config.label_budget is not None:
+            # Settings are chosen inside the budget, so no other labelled example is read.
+            selection: tuple[Example, ...] = ()
+        elif select_on == "report":
+            selection = examples
+        else:
+            selection = sample(task.split(selection_split), config.selection_limit)
         queries = tuple(encoder.query(example) for example in examples)
         selection_queries = tuple(encoder.query(example) for example in selection)
         _require_room(
@@ -130,16 +136,40 @@ class Experiment(Generic[Config]):
     def draw(self, seed: int) -> "DemonstrationSet":
         """Draw the demonstrations that all learners of a seed use."""
         config = self.config
-        demonstrations = draw_demonstrations(
-            self.task, config.k, seed, balanced=config.balanced, label_rule=config.label_rule
-        )
+        n = config.k if config.label_budget is None else config.label_budget
+        labelled = draw_demonstrations(self.task, n, seed, balanced=config.balanced, label_rule=config.label_rule)
+        if config.label_budget is None:
+            return self.encode(self._fitting(labelled))
+        return self.with_labels(labelled)
+
+    def with_labels(self, labelled: Demonstrations) -> "DemonstrationSet":
+        """Demonstrations from a budget of labels: as many as settings and context allow, with each class in turn."""
+        demonstrations = self._fitting(labelled.classes_in_turn(self.config.k))
+        rest = labelled.without(demonstrations)
+        return self.encode(demonstrations, rest)
+
+    def _fitting(self, demonstrations: Demonstrations) -> Demonstrations:
         queries = (*self.queries, *self.selection_queries)
         # Room for the longest label: controls show other labels, and must not decide which demonstrations fit.
-        return self.encode(self.encoder.truncate_to_context(demonstrations, queries, self.context, any_label=True))
+        return self.encoder.truncate_to_context(demonstrations, queries, self.context, any_label=True)
 
-    def encode(self, demonstrations: Demonstrations) -> "DemonstrationSet":
-        """Encode demonstrations, for instance those of a seed in another order."""
-        return DemonstrationSet(demonstrations, self.encoder.demonstrations(demonstrations))
+    def encode(self, demonstrations: Demonstrations, rest: Demonstrations | None = None) -> "DemonstrationSet":
+        """Encode demonstrations, for instance those of a seed in another order.
+
+        Args:
+            demonstrations: The examples in the prompt.
+            rest: Further labelled examples, which are not in the prompt.
+        """
+        encoded = self.encoder.demonstrations(demonstrations)
+        if rest is None or not rest.examples:
+            return DemonstrationSet(demonstrations, encoded, demonstrations, encoded)
+        more = self.encoder.demonstrations(rest)
+        encoded_labelled = replace(
+            encoded,
+            sequences=(*encoded.sequences, *more.sequences),
+            n_answer_tokens=(*encoded.n_answer_tokens, *more.n_answer_tokens),
+        )
+        return DemonstrationSet(demonstrations, encoded, demonstrations.followed_by(rest), encoded_labelled)
 
 
 @dataclass(frozen=True)
@@ -147,7 +177,12 @@ class DemonstrationSet:
     """One seed's demonstrations, as rows and as tokens."""
 
     demonstrations: Demonstrations
+    """The examples in the prompt."""
     encoded: EncodedDemonstrations
+    labelled: Demonstrations
+    """All labelled examples, those in the prompt first."""
+    encoded_labelled: EncodedDemonstrations
+    """The same as tokens; its prefix is that of `encoded`."""
 
 
 _SEPARATOR_TOKENS = 4
@@ -229,12 +264,14 @@ def digest(experiment: Experiment[StudyConfig], drawn: Iterable[DemonstrationSet
     hashed = hashlib.sha256()
     hashed.update(repr((experiment.queries, [example.label for example in experiment.examples])).encode())
     hashed.update(repr((experiment.selection_queries, [example.label for example in experiment.selection])).encode())
+    reads_all = experiment.config.label_budget is None
     for example in experiment.task.split("train"):
         # Controls draw other demonstrations from the train split, and folds their texts.
-        hashed.update(repr((example.row, example.label, sorted(example.fields.items()))).encode())
+        label = example.label if reads_all else None
+        hashed.update(repr((example.row, label, sorted(example.fields.items()))).encode())
     for demonstration_set in drawn:
-        demonstrations, prefix = demonstration_set.demonstrations, demonstration_set.encoded.prefix
-        hashed.update(repr((demonstrations.rows, demonstrations.labels, prefix)).encode())
+        labelled, prefix = demonstration_set.labelled, demonstration_set.encoded.prefix
+        hashed.update(repr((labelled.rows, labelled.labels, prefix)).encode())
     hashed.update(experiment.weights_digest.encode())
     for text in more:
         hashed.update(hashlib.sha256(text.encode()).digest())

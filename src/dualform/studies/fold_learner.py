@@ -25,6 +25,7 @@ class FoldingLearner(Learner):
     needs_demonstrations = True
     changes_weights = True
     compared_inside = True
+    trains_on = "demonstrations"
 
     def adapt(self, context: AdaptationContext) -> Adapted:
         """Fold the demonstrations, and record the facts for `report`."""

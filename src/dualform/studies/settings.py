@@ -185,6 +185,11 @@ class StudyConfig(BaseModel):
         return checked(cls, read_study_settings(path, trust_remote_code))
 
     @property
+    def label_budget(self) -> int | None:
+        """Number of labels that every learner may use for everything; None for the protocol with a selection split."""
+        return None
+
+    @property
     def model_names(self) -> tuple[str, ...]:
         """Names of the models of these settings."""
         return ()

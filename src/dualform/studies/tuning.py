@@ -1,6 +1,9 @@
 """Training at the best learning rate: searched on the selection split, or known from another seed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
 
 from dualform.errors import NumericalError, TrainingError
 from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
@@ -8,7 +11,17 @@ from dualform.learners.rate import RateSearch, search_rate
 from dualform.result import Trial
 from dualform.studies.experiment import Experiment
 from dualform.studies.settings import StudyConfig
-from dualform.studies.work import TRIAL_QUERIES
+from dualform.studies.work import trial_queries
+
+
+@dataclass(frozen=True)
+class InsideLabels:
+    """Trials of a search that trains on some labels of a budget and predicts the others."""
+
+    labels: Sequence[int]
+    """Labels of the predicted examples; empty if there are too few to divide."""
+    predict: Callable[[float], Tensor]
+    """Function from a learning rate to the predictions, `(example, answer)`, nats."""
 
 
 def train_at_best_rate(
@@ -22,6 +35,7 @@ def train_at_best_rate(
     report: Callable[[float], None] = lambda share: None,
     repeat: Callable[[float], AdaptedModel] | None = None,
     option: str = "--rates",
+    inside: InsideLabels | None = None,
 ) -> RateSearch:
     """Train at a known learning rate, or search for the best one.
 
@@ -36,29 +50,34 @@ def train_at_best_rate(
         repeat: Trains at a given rate from slightly rounded weights, so that the search prefers a stable rate among
             equals; see `search_rate`.
         option: The command-line option that sets the grid, for messages.
+        inside: Chooses inside a budget of labels instead of on the selection queries.
 
     Raises:
         TrainingError: Every rate diverged.
     """
     grid = sorted(rates)
+    if known is None and inside is not None and not inside.labels:
+        # A single label cannot be divided, so nothing can be chosen.
+        known = grid[(len(grid) - 1) // 2]
     if known is None:
         return search_rate(
             adapt,
             grid,
             experiment.lm,
             experiment.selection_queries,
-            experiment.selection_labels,
+            experiment.selection_labels if inside is None else inside.labels,
             seed=seed,
             patience=experiment.config.patience,
             after_trial=lambda: report(1 / len(grid)),
             repeat=repeat,
+            held_out=None if inside is None else inside.predict,
         )
     diverged: list[Trial] = []
     for rate in reversed([rate for rate in grid if rate <= known]):
         try:
             adapted = adapt(rate)
             # The known rate is not compared with others, but its answers must be finite.
-            answer_log_probabilities(adapted, experiment.lm, experiment.selection_queries[:TRIAL_QUERIES])
+            answer_log_probabilities(adapted, experiment.lm, trial_queries(experiment))
         except NumericalError:
             diverged.append(_untested(name, seed, rate, None, "diverged"))
             continue

@@ -120,6 +120,44 @@ class Demonstrations:
         _require_rule(rule)
         return replace(self, labels=_apply_label_rule(task, self.examples, rule, self.seed), label_rule=rule)
 
+    def at(self, indices: Sequence[int]) -> "Demonstrations":
+        """Some of the demonstrations, by their place."""
+        return replace(
+            self,
+            examples=tuple(self.examples[index] for index in indices),
+            labels=tuple(self.labels[index] for index in indices),
+        )
+
+    def classes_in_turn(self, k: int) -> "Demonstrations":
+        """At most `k` demonstrations, the classes taken in turn, in the order of this selection.
+
+        A class with too few demonstrations gives all that it has, so that only the labels of this selection matter.
+
+        Raises:
+            ConfigError: `k` is negative.
+        """
+        _require_non_negative("number of demonstrations", k)
+        waiting: dict[int, deque[int]] = {}
+        for index, label in enumerate(self.labels):
+            waiting.setdefault(label, deque()).append(index)
+        chosen: list[int] = []
+        while waiting and len(chosen) < k:
+            for label in list(waiting):
+                if len(chosen) < k:
+                    chosen.append(waiting[label].popleft())
+                if not waiting[label]:
+                    del waiting[label]
+        return self.at(sorted(chosen))
+
+    def without(self, others: "Demonstrations") -> "Demonstrations":
+        """The demonstrations that are not among `others`, by row."""
+        rows = set(others.rows)
+        return self.at([index for index, example in enumerate(self.examples) if example.row not in rows])
+
+    def followed_by(self, others: "Demonstrations") -> "Demonstrations":
+        """These demonstrations and then `others`."""
+        return replace(self, examples=self.examples + others.examples, labels=self.labels + others.labels)
+
     def truncated(self, k: int) -> "Demonstrations":
         """The first `k` demonstrations (all of them if there are fewer).
 

@@ -79,7 +79,8 @@ class Encoder:
     def query(self, example: Example) -> Query:
         """The prompt of an example and the answers to score."""
         answers = tuple(self._answer(text) for text in self._task.answers(example))
-        return Query(self._prompt(example), answers)
+        texts = tuple(example.fields[name] for name in self._task.template.fields)
+        return Query(self._prompt(example), answers, texts)
 
     def text(self, example: Example) -> Query:
         """An unlabelled text as a query; a multiple-choice text without choices gets no answers."""

@@ -9,7 +9,7 @@ an answer of one token therefore needs no branch.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ class Query:
     """At least one token."""
     answers: tuple[tuple[int, ...], ...]
     """The continuations to score, at least one token each; may be empty if only activations are needed."""
+    texts: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """The example's own texts, without the template's words, for learners that read words instead of tokens."""
 
     def width(self, probe: Probe = "prompt") -> int:
         """Number of tokens that the query takes in a row."""

@@ -11,7 +11,8 @@ from dualform.progress import Progress
 from dualform.studies.comparison.config import ComparisonConfig
 from dualform.studies.comparison.repeated import FinetuningRepeat
 from dualform.studies.experiment import Experiment
-from dualform.studies.tuning import train_at_best_rate
+from dualform.studies.inner_selection import InnerSelection
+from dualform.studies.tuning import InsideLabels, train_at_best_rate
 
 
 class LearnerProgress:
@@ -47,6 +48,15 @@ def train_learner(
     def adapt(rate: float, rounding_seed: int | None = None) -> AdaptedModel:
         return train_at_rate(learner, replace(context, rate=rate, rounding_seed=rounding_seed))
 
+    inside = None
+    if config.labels is not None and known is None:
+        selection = InnerSelection(experiment, context.labelled)
+        inside = InsideLabels(
+            selection.labels,
+            lambda rate: selection.predict(
+                lambda part: train_at_rate(learner, replace(context, drawn=part, rate=rate, rounding_seed=None))
+            ),
+        )
     chooses = learner.can_repeat and config.repeats_finetuning and config.rounding == "choose"
     return train_at_best_rate(
         adapt,
@@ -58,6 +68,7 @@ def train_learner(
         report=context.report,
         repeat=partial(adapt, rounding_seed=context.seed) if chooses and context.encoded.sequences else None,
         option=f"--{learner.grid}".replace("_", "-"),
+        inside=inside,
     )
 
 
@@ -78,7 +89,7 @@ def train_at_rate(learner: Learner, context: AdaptationContext) -> AdaptedModel:
 
 def repeat_training(learner: Learner, context: AdaptationContext, search: RateSearch) -> FinetuningRepeat | None:
     """The training repeated from weights changed by one unit in the last place; None without demonstrations."""
-    if not context.encoded.sequences:
+    if not context.encoded_labelled.sequences:
         return None
     model = search.repeat
     if model is None:

@@ -3,16 +3,15 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, field_validator
 
 from dualform.configuration import checked
 from dualform.errors import ConfigError
-from dualform.learners.base import LEARNERS, Learner
+from dualform.learners.base import LEARNERS
 from dualform.option import CONTROLS, OUTPUT, Option
-from dualform.registry import Registry
 from dualform.studies.controls import CONTROLS as KNOWN_CONTROLS
-from dualform.studies.fold_settings import FoldSettings
-from dualform.studies.settings import OneModelConfig, given_settings, problems_with_rates
+from dualform.studies.learner_config import LearnersConfig, require_entries
+from dualform.studies.settings import given_settings
 from dualform.studies.study import StudyInputs
 
 Tune = Literal["first", "each"]
@@ -37,7 +36,7 @@ CHEAP_CONTROLS: tuple[str, ...] = (
 _DAI2023_RATES = tuple(float(f"{10 ** (-4 + i / 10):.3g}") for i in range(36))
 
 
-class ComparisonConfig(OneModelConfig):
+class ComparisonConfig(LearnersConfig):
     """Settings of a comparison."""
 
     preset: Preset = "default"
@@ -50,13 +49,6 @@ class ComparisonConfig(OneModelConfig):
     """Choose rates, and the seed if one is selected, on validation or report. report is the paper's choice, and biases
     accuracies upwards."""
 
-    learners: Annotated[tuple[str, ...], Option(default="all")] = LEARNERS.own
-    """Of zsl,icl,ft,lora,probe,fold. Similarity needs zsl, icl and ft. Another package adds a learner by an entry point
-    in `dualform.learners`."""
-    lora_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3)
-    """Learning rates tried for lora (AdamW)."""
-    fold: FoldSettings = FoldSettings()
-    """How the prompt is folded into the weights."""
     tune: Tune = "first"
     """Search rates on the first seed only, for all seeds, or on each seed."""
 
@@ -97,20 +89,6 @@ class ComparisonConfig(OneModelConfig):
         """Whether all learners that the measures of similarity need are run."""
         return set(COMPARED) <= set(self.learners)
 
-    def grid_of(self, learner: Learner) -> tuple[float, ...]:
-        """Learning rates to search for a learner with a grid.
-
-        Raises:
-            ConfigError: The setting that the learner names is not a list of learning rates.
-        """
-        grid = getattr(self, learner.grid or "", None)
-        if not isinstance(grid, tuple) or not all(isinstance(rate, float) for rate in grid):
-            raise ConfigError(
-                f"the learner {learner.name} takes its learning rates from the setting {learner.grid!r}, which is not "
-                "a list of learning rates: name a setting such as rates"
-            )
-        return grid
-
     @property
     def reads_paper_rows(self) -> bool:
         """Whether the rows of the paper's split are read, as with the preset dai2023."""
@@ -123,20 +101,15 @@ class ComparisonConfig(OneModelConfig):
             return f"with learners {list(self.learners)}, which all change weights: add zsl, icl or probe"
         return None
 
-    @field_validator("learners", "controls")
     @classmethod
-    def _check_names(cls, given: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        registry: Registry[Any] = LEARNERS if info.field_name == "learners" else KNOWN_CONTROLS
-        if problems := registry.problems(given):
-            raise ValueError("; ".join(problems))
-        for name in given:
-            # dualform's own are known to load, and loading them here would import torch.
-            if name not in registry.own:
-                try:
-                    registry[name]
-                except ConfigError as error:
-                    raise ValueError(str(error)) from error
-        return given
+    def _defaults_with_labels(cls, labels: int) -> dict[str, Any]:
+        """What would use other labels is left out: controls, a stable rate, and rates chosen on another seed."""
+        return {**super()._defaults_with_labels(labels), "controls": (), "rounding": "none", "tune": "each"}
+
+    @field_validator("controls")
+    @classmethod
+    def _check_controls(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        return require_entries(KNOWN_CONTROLS, given)
 
     @field_validator("controls", mode="before")
     @classmethod
@@ -146,22 +119,48 @@ class ComparisonConfig(OneModelConfig):
         )
 
     def _problems(self) -> list[str]:
-        problems = super()._problems() + problems_with_rates("lora_rates", self.lora_rates)
-        if not self.learners or len(set(self.learners)) != len(self.learners):
-            problems.append(f"learners {list(self.learners)} must be different, at least one")
+        problems = super()._problems()
         if len(set(self.controls)) != len(self.controls):
             problems.append(f"controls {list(self.controls)} must be different")
         if self.other_task is not None and "other_task" not in self.controls:
             problems.append(
                 f"other_task {self.other_task} is for the control other_task, which is not among the controls: add it"
             )
-        if self.k == 0 and (excluded := [name for name in self.learners if LEARNERS[name].needs_demonstrations]):
-            problems.append(
-                f"k 0 leaves {' and '.join(excluded)} nothing to learn from: leave them out with --learners zsl,icl,ft"
-            )
         if missing := [name for name in self.selecting if name not in self.learners]:
             problems.append(
                 f"select {self.select} chooses by accuracy, so learners must include {' and '.join(missing)}"
+            )
+        if self.labels is not None:
+            problems += self._problems_with_labels()
+        return problems
+
+    def _problems_with_labels(self) -> list[str]:
+        """Settings that need labels outside the budget."""
+        problems = []
+        if self.controls:
+            problems.append(
+                f"controls {','.join(self.controls)} use labels outside the budget of {self.labels}: leave out one of "
+                "the two"
+            )
+        if self.select != "none":
+            problems.append(
+                f"select {self.select} chooses the seed on labels outside the budget of {self.labels}: leave one of "
+                "them out"
+            )
+        if self.select_on == "report" or self.preset == "dai2023":
+            problems.append(
+                f"labels {self.labels} cannot be used where settings are chosen on the reported queries (select_on "
+                "report, preset dai2023)"
+            )
+        if self.tune == "first" and len(self.seeds) > 1:
+            problems.append(
+                f"tune first would choose the rates of every seed on the {self.labels} labels of the first: set tune "
+                "to each"
+            )
+        if self.rounding == "choose":
+            problems.append(
+                f"rounding choose prefers stable rates on the selection split, which labels {self.labels} excludes: "
+                "choose report or none"
             )
         return problems
 

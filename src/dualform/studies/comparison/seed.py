@@ -16,7 +16,7 @@ from dualform.studies.comparison.seed_choice import ChosenSeeds
 from dualform.studies.comparison.seed_record import SeedRecord
 from dualform.studies.comparison.setup import ComparisonRun
 from dualform.studies.comparison.work import SeedWork, passes
-from dualform.studies.experiment import query_cost
+from dualform.studies.experiment import DemonstrationSet, query_cost
 
 
 def compute_seed(
@@ -102,9 +102,22 @@ def compute_seed(
         rates=rates | prepared.rates,
         facts={name: recorded for name, recorded in facts.items() if recorded},
         trials=(*trials, *prepared.trials),
+        labels={name: count_labels(run, name, drawn) for name in experiment.config.learners},
         control_seconds=control_seconds + read.control_seconds,
         notes=prepared.notes,
         inputs=inputs,
         attention={} if read.view is None else read.view.tensors(),
         attention_about={} if read.view is None else read.view.about(experiment, encoded),
     )
+
+
+def count_labels(run: ComparisonRun, name: str, drawn: DemonstrationSet) -> dict[str, int]:
+    """Number of labels that a learner uses, by the names of `LabelCount`'s fields."""
+    experiment, learner = run.experiment, LEARNERS[name]
+    use = learner.labels_used(AdaptationContext(experiment, drawn))
+    budget = experiment.config.labels
+    settings, total = use.selected, use.total
+    if learner.grid is not None and len(experiment.config.grid_of(learner)) > 1:
+        settings += len(experiment.selection) if budget is None else len(drawn.labelled.examples)
+        total = total + len(experiment.selection) if budget is None else max(total, settings)
+    return {"demonstrations": use.shown, "training": use.trained, "settings": settings, "total": total}

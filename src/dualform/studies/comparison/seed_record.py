@@ -29,6 +29,8 @@ class SeedRecord:
     rates: dict[str, float] = field(default_factory=dict)
     """Learner -> learning rate used."""
     trials: tuple[Trial, ...] = ()
+    labels: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Learner -> name of a `LabelCount` field -> number."""
     control_seconds: float = 0.0
     """Seconds of adapting and reading for controls."""
     notes: tuple[str, ...] = ()
@@ -66,6 +68,7 @@ class SeedRecord:
                 "costs": self.costs,
                 "repeats": self.repeats,
                 "rates": self.rates,
+                "labels": self.labels,
                 "facts": self.facts,
                 "trials": [trial.model_dump() for trial in self.trials],
                 "control_seconds": self.control_seconds,
@@ -91,6 +94,7 @@ class SeedRecord:
             costs=about["costs"],
             repeats=about.get("repeats", {}),
             rates=about["rates"],
+            labels=about.get("labels", {}),
             facts=about.get("facts", {}),
             trials=tuple(Trial(**trial) for trial in about["trials"]),
             control_seconds=about["control_seconds"],

@@ -17,6 +17,7 @@ from dualform.ops.power import minimum_detectable
 from dualform.result import (
     Calibrated,
     Cost,
+    LabelCount,
     PairedTest,
     Predictions,
     Result,
@@ -109,10 +110,19 @@ def summarise(
         tests=_tests(right, stats),
         rate_sweep=_sweep(stacked, stats),
         cost=costs,
+        labels=_labels(records),
         against_icl=against_icl(tables, labels, costs, stats),
         trials=[trial for record in records for trial in record.trials],
         **_reports(config, records, stacked, stats),
     )
+
+
+def _labels(records: Sequence[SeedRecord]) -> dict[str, LabelCount]:
+    """The labels that each learner used, the largest number over seeds."""
+    return {
+        name: LabelCount(**{field: max(record.labels[name][field] for record in records) for field in counts})
+        for name, counts in records[0].labels.items()
+    }
 
 
 def examples_table(description: TaskDescription, records: Sequence[SeedRecord]) -> pa.Table:

@@ -18,7 +18,8 @@ from dualform.studies.comparison.config import FINETUNED, ComparisonConfig
 from dualform.studies.comparison.controls import ControlBuilder
 from dualform.studies.controls import CONTROLS, ControlPlan
 from dualform.studies.experiment import DemonstrationSet, Experiment
-from dualform.studies.work import TRIAL_QUERIES, read_changed, search_part
+from dualform.studies.inner_selection import InnerSelection
+from dualform.studies.work import TRIAL_QUERIES, read_changed, search_part, trial_queries
 
 UNSTABLE = "a search repeats other rates if the best one is not stable"
 """Why the time of repeating a training is a range."""
@@ -87,7 +88,14 @@ class SeedWork:
     def training(self, learner: Learner, *, known: bool, label: str | None = None) -> WorkPart:
         """Training a learner at one known rate, or at each rate of its grid."""
         once = learner.work(self.context)
-        return search_part(label or learner.name, once, self.config.grid_of(learner), self.experiment, known=known)
+        inside = None
+        if self.config.labels is not None and not known:
+            selection = InnerSelection(self.experiment, self.drawn.labelled)
+            known = not selection.labels
+            inside = selection.work(learner, self.context)
+        return search_part(
+            label or learner.name, once, self.config.grid_of(learner), self.experiment, known=known, inside=inside
+        )
 
     def reading(self, name: str, indices: Sequence[int]) -> Work:
         """Reading one group of the reported queries; no work if the learner uses another one's readings."""
@@ -230,7 +238,7 @@ class ControlWork:
 
     def trying(self) -> Work:
         """Reading a few selection queries, as a check of a known rate."""
-        return read_changed(self.experiment.selection_queries[:TRIAL_QUERIES], self.opening)
+        return read_changed(trial_queries(self.experiment), self.opening)
 
     def few(self) -> Work:
         """Reading a few reported queries, as a check for non-finite answers."""

@@ -19,7 +19,18 @@ class FoldConfig(ComparisonConfig):
 
     without_options: ClassVar[frozenset[str]] = frozenset(
         {"preset", "select", "select_on", "learners", "lora_rates", "tune", "controls", "kendall_scale"}
-        | {"control_limit", "other_task", "rounding", "explore", "label_rule", "selection_limit", "rates", "patience"}
+        | {
+            "control_limit",
+            "other_task",
+            "rounding",
+            "explore",
+            "label_rule",
+            "selection_limit",
+            "rates",
+            "patience",
+            "labels",
+            "choose_inside",
+        }
         | {"loss_on", "probe", "quantize"}
     )
     option_names: ClassVar[dict[str, tuple[str, ...]]] = {"fold.method": ("--method",)}
