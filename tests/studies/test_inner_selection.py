@@ -1,4 +1,5 @@
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from dualform.studies.experiment import DemonstrationSet
 from dualform.studies.inner_selection import FOLDS, InnerSelection, inner_splits
 from tests.studies.small import small_config, small_experiment
 
-BUDGET: dict[str, object] = {"controls": (), "selection_limit": None, "k": 4}
+BUDGET: dict[str, Any] = {"controls": (), "selection_limit": None, "k": 4}
 
 
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=40), st.integers(0, 5))
