@@ -497,7 +497,10 @@ class Result(Record):
     label order; None for multiple choice; absent in older files), `prompt` (one rendered example), `prompt_tokens`
     (mean), `opening` (names of the tokens that begin every sequence), `separator` (its text, or that of the
     end-of-sequence token if that was used) and `separator_tokens` (they follow every demonstration, including the
-    last), `n_report`, `report_split`, `n_selection`, `selection_split`, of a selection study also `n_untouched`."""
+    last), `form` (`plain`, or `chat` if demonstrations and queries are turns of the chat template) and `form_reason`
+    (why; both absent in older files), `n_report`, `report_split`, `n_selection`, `selection_split`, of a selection
+    study also `n_untouched`. In a chat, `opening` includes the system message, `prompt` goes up to the beginning of the
+    assistant's answer, and `separator` is all text between an answer and the next message."""
     demonstrations: DemonstrationReport | None = None
     """The demonstrations that were used."""
     baselines: Baselines | None = None

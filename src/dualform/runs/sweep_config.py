@@ -328,10 +328,17 @@ def _group(study: str, config: BaseModel, options: dict[str, Any]) -> Group:
     parts = [*(_short_name(model) for model in models), *([] if task is None else [_short_name(task)])]
     if study != _USUAL:
         parts.append(study)
+    options = {name: _as_read(config, name, value) for name, value in options.items()}
     parts += [f"{name}-{_format_value(value)}" for name, value in options.items()]
     name = folder_name("-".join(parts))
     model = " and ".join(map(_short_name, models)) or None
     return Group(name, study, config, model, None if task is None else _short_name(task), options)
+
+
+def _as_read(config: BaseModel, name: str, value: Any) -> Any:
+    """An axis' value as its setting reads it, where YAML reads a word such as `on` as a boolean."""
+    read = getattr(config, name, None)
+    return read if isinstance(value, bool) and isinstance(read, str) else value
 
 
 def folder_name(text: str) -> str:

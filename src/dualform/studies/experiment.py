@@ -17,7 +17,6 @@ from dualform.models.loading.offloading import named_weights, weight_of
 from dualform.models.reading.encoding import EncodedDemonstrations, Encoder
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Query
-from dualform.models.reading.tokens import chat_template_notes
 from dualform.models.reading.truncation import n_tokens, truncate_examples
 from dualform.studies.settings import StudyConfig
 from dualform.tasks.demonstrations import Demonstrations, draw_demonstrations
@@ -63,12 +62,12 @@ class Experiment(Generic[Config]):
             select_on: Where choices, such as that of a learning rate, are made: on the selection split, or on the
                 reported queries themselves.
         """
-        encoder = Encoder(lm, task, config.opening)
+        encoder = encoder_for(config, lm, task)
         limit = lm.max_positions
         context = config.context if limit is None else min(config.context, limit)
         task = _with_notes(config, task, encoder, context)
         if config.truncate:
-            encoder = Encoder(lm, task, config.opening)
+            encoder = encoder_for(config, lm, task)
         encoder.check_all()
         report_split = report_split or task.report_split
         selection_split = report_split if select_on == "report" else task.selection_split
@@ -106,7 +105,7 @@ class Experiment(Generic[Config]):
 
     def notes(self) -> tuple[str, ...]:
         """Notes on tokenisation; complete once everything has been encoded."""
-        return (*chat_template_notes(self.lm.tokenizer), *self.encoder.notes())
+        return self.encoder.notes()
 
     @cached_property
     def weights_digest(self) -> str:
@@ -186,7 +185,7 @@ class DemonstrationSet:
 
 
 _SEPARATOR_TOKENS = 4
-"""Room for the separator after each demonstration."""
+"""Least room for the separator after each demonstration."""
 _UNEVEN_TOKENS = 2
 """A note is added where the lengths of label words differ by at least this many tokens."""
 _MOST_LISTED = 6
@@ -199,7 +198,7 @@ def _with_notes(config: StudyConfig, task: Task, encoder: Encoder, context: int)
     if config.truncate:
         # Leave room for the query and one demonstration of each class; further demonstrations may not fit.
         n_texts = 1 + min(config.k, task.n_labels)
-        room = (context - len(encoder.opening)) // n_texts - _SEPARATOR_TOKENS
+        room = (context - len(encoder.opening)) // n_texts - max(_SEPARATOR_TOKENS, len(encoder.separator))
         task, n_cut = truncate_examples(task, encoder, room)
         if n_cut:
             total = sum(map(len, task.splits.values()))
@@ -243,6 +242,11 @@ def _require_room(
         f"{places}{more}. Raise --context, shorten the texts or cut them with --truncate, or use a model with a longer "
         "context."
     )
+
+
+def encoder_for(config: StudyConfig, lm: LanguageModel, task: Task) -> Encoder:
+    """An encoder of a task's texts for a model, according to a study's settings."""
+    return Encoder(lm, task, config.opening, chat=config.chat, system=config.system)
 
 
 def sample(examples: Sequence[Example], limit: int | None) -> tuple[Example, ...]:

@@ -46,6 +46,14 @@ class TaskDescription:
     """The tokens that begin every sequence."""
     separator: tuple[str, ...] = ()
     """The tokens after every demonstration, the last one included."""
+    separator_text: str = ""
+    """The separator as text."""
+    prompt: str = ""
+    """The first reported query as the model reads it."""
+    form: str = "plain"
+    """`plain`, or `chat` for turns written by the chat template."""
+    form_reason: str = ""
+    """Why prompts have this form."""
 
     @classmethod
     def of(cls, experiment: Experiment[StudyConfig], notes: tuple[str, ...]) -> "TaskDescription":
@@ -66,6 +74,10 @@ class TaskDescription:
             notes=(*notes, *experiment.notes()),
             opening=experiment.encoder.opened.tokens,
             separator=experiment.encoder.tokens.names(experiment.encoder.separator),
+            separator_text=experiment.encoder.separator_text,
+            prompt=experiment.encoder.prompt_text(experiment.examples[0]),
+            form="chat" if experiment.encoder.form.chat else "plain",
+            form_reason=experiment.encoder.form.reason,
         )
 
     @cached_property
@@ -109,11 +121,13 @@ def task_facts(description: TaskDescription) -> dict[str, Any]:
         "source": task.source,
         "label_words": None if task.label_words is None else list(task.label_words),
         "labels": _words_by_label(task),
-        "prompt": task.template.render(description.examples[0]),
+        "prompt": description.prompt or task.template.render(description.examples[0]),
         "prompt_tokens": description.prompt_tokens,
         "opening": list(description.opening),
-        "separator": "".join(description.separator) if task.template.separator is None else task.template.separator,
+        "separator": description.separator_text,
         "separator_tokens": list(description.separator),
+        "form": description.form,
+        "form_reason": description.form_reason,
         "n_report": len(description.examples),
         "report_split": description.report_split,
         "n_selection": description.n_selection,

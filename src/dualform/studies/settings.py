@@ -10,7 +10,7 @@ from dualform.configuration import MOST_RESAMPLES, checked, read_settings
 from dualform.errors import ConfigError
 from dualform.learners.options import LARGEST_RATE, LossOn
 from dualform.models.loading.placement import placement
-from dualform.models.reading.options import Probe
+from dualform.models.reading.options import ChatSetting, Probe
 from dualform.option import DATA, MACHINE, Option
 from dualform.seeds import Seeds
 from dualform.studies.study import StudyInputs
@@ -56,6 +56,12 @@ class StudyConfig(BaseModel):
     """What begins every sequence: auto, none, bos, eos, or a text such as [gMASK]<sop>. auto takes what the tokenizer
     itself puts in front of a text; if that is nothing, its beginning-of-sequence token or else its end-of-sequence
     token."""
+    chat: Annotated[ChatSetting, Option(DATA)] = "off"
+    """Write demonstrations and queries as turns of a chat, by the tokenizer's chat template: off, auto or on. auto does
+    so if the tokenizer has a template and the generation config, the model card or the name says that the model follows
+    instructions."""
+    system: Annotated[str | None, Option(DATA)] = None
+    """System message of the chat. Without it, the chat template decides whether there is one."""
     skip_bad_rows: Annotated[bool, Option(DATA, ("--skip-bad-rows",))] = False
     """Leave out rows that cannot be used, and count them in the warnings, instead of refusing the table."""
     truncate: Annotated[bool, Option(DATA, ("--truncate",))] = False
@@ -108,7 +114,7 @@ class StudyConfig(BaseModel):
     quantize: Annotated[Literal["8bit", "4bit"] | None, Option(MACHINE)] = None
     """8bit or 4bit weights, stored by bitsandbytes; only for the accuracy of zsl and icl."""
 
-    @field_validator("prompt", "separator", "label_words", "opening")
+    @field_validator("prompt", "separator", "label_words", "opening", "system")
     @classmethod
     def _read_line_breaks(cls, value: Any) -> Any:
         # Single quotes in YAML and in a shell keep a backslash and an n as they are.
@@ -129,6 +135,12 @@ class StudyConfig(BaseModel):
         # YAML reads a bare `true` as a boolean.
         return "true" if value is True else value
 
+    @field_validator("chat", mode="before")
+    @classmethod
+    def _read_chat(cls, value: Any) -> Any:
+        # YAML reads a bare `on` or `off` as a boolean.
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
     @model_validator(mode="after")
     def _check_placement(self) -> Self:
         try:
@@ -148,7 +160,25 @@ class StudyConfig(BaseModel):
 
     def _problems(self) -> list[str]:
         """The problems of these settings, one sentence each; studies add their own."""
-        return problems_with_seeds("seeds", self.seeds) + problems_with_rates("rates", self.rates)
+        return [
+            *problems_with_seeds("seeds", self.seeds),
+            *problems_with_rates("rates", self.rates),
+            *self._problems_with_chat(),
+        ]
+
+    def _problems_with_chat(self) -> list[str]:
+        if self.chat == "off":
+            unused = "system is a chat's system message, but chat is off: set chat to on or auto, or leave system out"
+            return [] if self.system is None else [unused]
+        problems = [
+            f"{name} {given!r} cannot be set with chat {self.chat}, because the chat template decides it: leave {name} "
+            "out, or set chat to off"
+            for name, given, default in (("separator", self.separator, None), ("opening", self.opening, "auto"))
+            if given != default
+        ]
+        if self.system is not None and not self.system.strip():
+            problems.append("system is empty: write the system message, or leave system out")
+        return problems
 
     def _reason_against_quantize(self) -> str | None:
         """Why quantized weights cannot be used, as the end of a message; None if they can."""
@@ -258,6 +288,12 @@ class StudyConfig(BaseModel):
         """
         from dualform.models.loading.load import load_model
 
+        if self.chat == "on":
+            # Before the weights are read.
+            from dualform.models.loading.load import load_tokenizer
+            from dualform.models.reading.chat import require_template
+
+            require_template(load_tokenizer(name, trust_remote_code=self.trust_remote_code), name)
         return load_model(name, route=self.route, trust_remote_code=self.trust_remote_code, **self._loading_options)
 
 

@@ -34,6 +34,18 @@ class MeasuredAccuracy:
 
 
 @dataclass(frozen=True)
+class ChatFacts:
+    """How prompts are written as chats by the tokenizer's chat template."""
+
+    system: str | None
+    """The system message; None for none, or the template's own."""
+    arguments: Mapping[str, str]
+    """Further arguments of `apply_chat_template`."""
+    answer_context: str
+    """The plain text right before an answer."""
+
+
+@dataclass(frozen=True)
 class PromptFacts:
     """The prompt format in which the folded model was measured: all that is needed to reproduce it."""
 
@@ -61,6 +73,8 @@ class PromptFacts:
     """Dtype of the model when it was measured."""
     trust_remote_code: bool = False
     """Whether the base model comes with its own code."""
+    chat: ChatFacts | None = None
+    """How prompts are written as chats; None for plain prompts."""
 
 
 EXAMPLE = "An example."
@@ -168,6 +182,7 @@ def _check(facts: CardFacts) -> None:
 
 def _front_matter(facts: CardFacts) -> str:
     adapter, base, licence = facts.form == "adapter", _hub_base(facts), facts.licence
+    chat = ["conversational"] if facts.prompt is not None and facts.prompt.chat is not None else []
     data = ModelCardData(
         library_name="peft" if adapter else "transformers",
         base_model=base,
@@ -176,7 +191,7 @@ def _front_matter(facts: CardFacts) -> str:
         license_link=None if licence is None else licence.link,
         datasets=[facts.dataset] if facts.dataset is not None and _HUB_ID.fullmatch(facts.dataset) else None,
         pipeline_tag="text-generation",
-        tags=["dualform", "in-context-learning", "folded-prompt", *(["lora"] if adapter else [])],
+        tags=["dualform", "in-context-learning", "folded-prompt", *(["lora"] if adapter else []), *chat],
         base_model_relation=("adapter" if adapter else "finetune") if base else None,
     )
     return f"---\n{data.to_yaml()}\n---"
@@ -223,16 +238,29 @@ def _usage(facts: CardFacts, prompt: PromptFacts) -> str:
     pairs = zip(prompt.opening_names, prompt.opening, strict=True)
     names = ", ".join(f"{_code(name)} ({index})" for name, index in pairs)
     by = "which the tokenizer adds by default" if prompt.opening_is_own else "which the tokenizer does not add"
+    answers = ", ".join(_code(word) for word in prompt.answers) if prompt.answers else "the choices"
+    best = "The model's answer is the one with the highest mean log-probability of its tokens."
     lines = [
         "The model was made and measured with this prompt format, and may answer differently with another one:",
         "",
-        f"- Opening tokens: {f'{names}, {by}' if names else 'none'}",
-        f"- Prompt, as a Python string: {_code(ascii(prompt.template))}",
-        f"- Answers: {', '.join(_code(word) for word in prompt.answers) if prompt.answers else 'the choices'}, each "
-        "after one space. The model's answer is the one with the highest mean log-probability of its tokens.",
-        f"- Separator after each folded demonstration, as a Python string: {_code(ascii(prompt.separator))}",
     ]
-    if facts.chat_template:
+    if prompt.chat is not None:
+        system = prompt.chat.system
+        message = "none, unless the chat template writes one" if system is None else _code(ascii(system))
+        lines += [
+            "- Chat: written by the tokenizer's chat template, with the prompt as the user's message",
+            f"- System message, as a Python string: {message}",
+            f"- Prompt, as a Python string: {_code(ascii(prompt.template))}",
+            f"- Answers: {answers}, each at the beginning of the assistant's message. {best}",
+        ]
+    else:
+        lines += [
+            f"- Opening tokens: {f'{names}, {by}' if names else 'none'}",
+            f"- Prompt, as a Python string: {_code(ascii(prompt.template))}",
+            f"- Answers: {answers}, each after one space. {best}",
+            f"- Separator after each folded demonstration, as a Python string: {_code(ascii(prompt.separator))}",
+        ]
+    if facts.chat_template and prompt.chat is None:
         own = "was left out of this folder" if facts.form == "checkpoint" else "was not applied"
         lines.append(f"- The base model's chat template {own}, because it would change the prompt format.")
     program = _program(facts, prompt)
@@ -253,9 +281,16 @@ def _program(facts: CardFacts, prompt: PromptFacts) -> str:
     lines += ["from transformers import AutoModelForCausalLM, AutoTokenizer", "", 'FOLDER = "path/to/this/folder"']
     if adapter:
         lines.append(f"BASE = {_hub_base(facts) or 'path/to/the/base/model'!a}")
-    lines += ["", f"OPENING = {list(prompt.opening)}  # token ids", f"PROMPT = {prompt.template!a}"]
+    chat = prompt.chat
+    if chat is None:
+        lines += ["", f"OPENING = {list(prompt.opening)}  # token ids", f"PROMPT = {prompt.template!a}"]
+        tail, space = prompt.tail or ":", " "
+    else:
+        system = [] if chat.system is None else [{"role": "system", "content": chat.system}]
+        lines += ["", f"SYSTEM = [{', '.join(map(ascii, system))}]", f"PROMPT = {prompt.template!a}"]
+        tail, space = chat.answer_context or "\n", ""
     if prompt.answers is None:
-        lines.append(f"TAIL = {prompt.tail or ':'!a}  # end of the prompt, before the answer")
+        lines.append(f"TAIL = {tail!a}  # end of the prompt, before the answer")
     else:
         answers = ", ".join(f"{word!a}: {list(ids)}" for word, ids in prompt.answers.items())
         lines.append(f"ANSWERS = {{{answers}}}  # token ids of each label word after the prompt")
@@ -273,10 +308,11 @@ def _program(facts: CardFacts, prompt: PromptFacts) -> str:
         "",
         f"def scores({'choices, ' if prompt.answers is None else ''}**fields):",
         '    """Mean log-probability of each answer, in nats."""',
-        "    prompt = OPENING + encode(PROMPT.format(**fields))",
+        *_prompt_lines(chat),
     ]
     if prompt.answers is None:
-        lines.append("    answers = {each: encode(f'{TAIL} {each.strip()}')[len(encode(TAIL)) :] for each in choices}")
+        text = f"f'{{TAIL}}{space}{{each.strip()}}'"
+        lines.append(f"    answers = {{each: encode({text})[len(encode(TAIL)) :] for each in choices}}")
     lines += [
         "    result = {}",
         f"    for answer, ids in {'answers' if prompt.answers is None else 'ANSWERS'}.items():",
@@ -294,6 +330,19 @@ def _program(facts: CardFacts, prompt: PromptFacts) -> str:
         values = ", ".join(f"{word!a}: {value:.4f}" for word, value in prompt.example.items())
         lines.append(f"# Output when the model was made: {ascii(best)[1:-1]} {{{values}}}")
     return "\n".join(lines)
+
+
+def _prompt_lines(chat: ChatFacts | None) -> list[str]:
+    """The lines of the program that make the token ids of a prompt."""
+    if chat is None:
+        return ["    prompt = OPENING + encode(PROMPT.format(**fields))"]
+    more = "".join(f", {name}={value!a}" for name, value in chat.arguments.items())
+    return [
+        '    messages = [*SYSTEM, {"role": "user", "content": PROMPT.format(**fields)}]',
+        "    prompt = tokenizer.apply_chat_template(",
+        f"        messages, add_generation_prompt=True, return_dict=True{more}",
+        '    )["input_ids"]',
+    ]
 
 
 def _example_arguments(prompt: PromptFacts) -> str:

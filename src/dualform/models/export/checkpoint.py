@@ -44,6 +44,8 @@ def write_checkpoint(
     card: str,
     overwrite: bool = False,
     check: Callable[[Path], None] = lambda written: None,
+    *,
+    chat_template: bool = False,
 ) -> Path:
     """Write the changed model as a checkpoint for `AutoModelForCausalLM.from_pretrained(folder)`.
 
@@ -57,10 +59,10 @@ def write_checkpoint(
         card: Text of `README.md`.
         overwrite: Replace an existing checkpoint or adapter once the new one is complete.
         check: Called with the temporary folder before it is renamed to `folder`; if it raises, nothing changes.
+        chat_template: Keep the tokenizer's chat template. Without it, the change was made for plain prompts.
 
     Returns:
-        The folder: config, weights (safetensors), generation config, tokenizer and card. The tokenizer's chat template
-        is left out, because the change was made for plain prompts.
+        The folder: config, weights (safetensors), generation config, tokenizer and card.
 
     Raises:
         ConfigError: The folder exists and `overwrite` is False, or it must not be replaced.
@@ -76,7 +78,8 @@ def write_checkpoint(
         with applied(shell, deltas):
             shell.save_pretrained(unfinished)
         lm.tokenizer.save_pretrained(unfinished)
-        _drop_chat_template(unfinished)
+        if not chat_template:
+            _drop_chat_template(unfinished)
         (unfinished / CARD).write_text(card, encoding="utf-8")
         check(unfinished)
     return folder

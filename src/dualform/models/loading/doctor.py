@@ -146,7 +146,7 @@ def _token_facts(lm: LanguageModel) -> dict[str, str]:
     rows = f"; {without} tokens have no row, such as {tokens.without_rows[0]!r}" if without else ""
     facts["vocabulary"] = f"{len(lm.tokenizer):,} tokens, an embedding of {tokens.rows:,} rows{rows}"
     if chat_template_notes(lm.tokenizer):
-        facts["chat template"] = "not applied: prompts are plain text"
+        facts["chat template"] = "applied with --chat on; by default prompts are plain text"
     if tokens.loses_line_breaks:
         facts["line breaks"] = "cannot be encoded: the tokenizer turns them into spaces or unknown tokens"
     return facts

@@ -323,6 +323,22 @@ def read_config(location: ModelLocation, trust_remote_code: bool) -> PreTrainedC
     return config
 
 
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer without the model.
+
+    Args:
+        name: As in `load_model`.
+        trust_remote_code: Run code that comes with the checkpoint.
+
+    Raises:
+        ModelError: No such model, or its tokenizer cannot be used.
+        HubError: The name is not a local model and the hub did not answer.
+    """
+    location = find_model(name)
+    with explain_loading_errors(name):
+        return read_tokenizer(location, trust_remote_code)
+
+
 def read_tokenizer(location: ModelLocation, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """Read a model's tokenizer, or its adapter's if the adapter has one."""
     source: str | Path = location.source

@@ -13,10 +13,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from dualform.errors import ContextError, LabelWordError, TaskError
+from dualform.errors import ConfigError, ContextError, LabelWordError, TaskError
+from dualform.models.reading.chat import ChatEncoder, choose_form
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Query
-from dualform.models.reading.tokens import TextTokenizer, opening_tokens
+from dualform.models.reading.options import ChatSetting
+from dualform.models.reading.tokens import Opening, TextTokenizer, chat_template_notes, opening_tokens
 from dualform.tasks.demonstrations import Demonstrations
 from dualform.tasks.task import Example, Task
 
@@ -49,22 +51,41 @@ class Encoder:
     Names of special tokens in an example's fields are encoded as plain text. In the template's own words and in the
     separator they become the special tokens.
 
+    In a chat, the opening, the text after a user's message and the separator are the chat template's, and label words
+    have no space in front; see `dualform.models.reading.chat`.
+
     Args:
         lm: The model.
         task: The task.
         opening: See `opening_tokens`.
+        chat: Whether to write prompts as chats, see `choose_form`.
+        system: System message of the chats.
 
     Raises:
         LabelWordError: Two label words become the same tokens, or one becomes no token or an unknown or special token.
-        ConfigError: The opening cannot be used.
+        ConfigError: The opening cannot be used; or `chat` is `on`, and the tokenizer has no chat template.
         ModelError: A text contains a token without a row in the embedding. All methods may raise it.
     """
 
-    def __init__(self, lm: LanguageModel, task: Task, opening: str = "auto") -> None:
+    def __init__(
+        self,
+        lm: LanguageModel,
+        task: Task,
+        opening: str = "auto",
+        *,
+        chat: ChatSetting = "off",
+        system: str | None = None,
+    ) -> None:
         self.tokens = TextTokenizer(lm.tokenizer, lm.model, lm.name)
         """Encodes other texts for the same model."""
         self._task = task
-        self.opened = opening_tokens(lm.tokenizer, opening)
+        self._lm = lm
+        self._setting = chat
+        self.form = choose_form(lm, chat)
+        """Whether prompts are chats, and why."""
+        self.chat = self._chat(opening, system) if self.form.chat else None
+        """Encodes the turns of chats; None for plain prompts."""
+        self.opened = opening_tokens(lm.tokenizer, opening) if self.chat is None else self._chat_opening(self.chat)
         """The opening tokens and their origin."""
         self.opening = self.opened.ids
         self.tokens.require_rows(self.opening, "the opening")
@@ -73,8 +94,12 @@ class Encoder:
         self._statistics = _TextStatistics()
         if task.label_words is not None:
             self._check_label_words()
-        self._separator = self._encode_separator(lm.tokenizer, task.template.separator)
-        self.tokens.require_rows(self._separator, "the separator")
+        if self.chat is None:
+            self._separator = self._encode_separator(lm.tokenizer, task.template.separator)
+            self.tokens.require_rows(self._separator, "the separator")
+        else:
+            self._separator = self.chat.separator
+            self.chat.verify(self._example_chats(self.chat))
 
     def query(self, example: Example) -> Query:
         """The prompt of an example and the answers to score."""
@@ -196,6 +221,26 @@ class Encoder:
         """The tokens after every demonstration, also after the last one."""
         return self._separator
 
+    @property
+    def separator_text(self) -> str:
+        """The separator as text."""
+        if self.chat is not None:
+            return self.chat.separator_text
+        own = self._task.template.separator
+        return "".join(self.tokens.names(self._separator)) if own is None else own
+
+    @property
+    def n_template_tokens(self) -> int:
+        """Number of tokens that a chat template adds to every prompt; 0 for plain prompts."""
+        return 0 if self.chat is None else len(self.chat.generation_prompt)
+
+    def prompt_text(self, example: Example) -> str:
+        """The prompt of an example as text, in a chat up to where the assistant's answer begins."""
+        text = self._task.template.render(example)
+        if self.chat is None:
+            return text
+        return self.chat.message_text(text, f"row {example.row} of task {self._task.name}") + self.chat.generation_text
+
     def encode(self, text: str, where: str) -> tuple[int, ...]:
         """A text outside prompts, such as a passage of a file, encoded as plain text.
 
@@ -209,7 +254,9 @@ class Encoder:
 
     def encode_head(self, text: str) -> tuple[int, ...]:
         """The first words of the template, in which names of special tokens become the tokens."""
-        return self.tokens.encode_marked(text) if text else ()
+        if not text:
+            return ()
+        return self.tokens.encode_marked(text) if self.chat is None else self.chat.head(text)
 
     def check_all(self) -> None:
         """Check that no example of the task contains a token without a row in the embedding.
@@ -225,20 +272,64 @@ class Encoder:
 
     def notes(self) -> tuple[str, ...]:
         """Notes on how the texts encoded so far became tokens, one or two sentences each."""
-        opening_notes = [] if self.opened.note is None else [self.opened.note]
-        return (*opening_notes, *self._separator_notes(), *self._statistics.notes(self._template_specials))
+        notes = self._form_notes()
+        if self.opened.note is not None:
+            notes.append(self.opened.note)
+        if self.chat is None:
+            notes += self._separator_notes()
+        return (*notes, *self._statistics.notes(self._template_specials, in_chat=self.chat is not None))
+
+    def _chat(self, opening: str, system: str | None) -> ChatEncoder:
+        if opening != "auto":
+            raise ConfigError(
+                f"opening {opening!r} cannot be set for chats, which begin as the chat template writes them. Leave it "
+                "out, or use plain prompts (--chat off)."
+            )
+        if names := self._special_names_in(self._task.template.literals):
+            raise TaskError(
+                f"the prompt {self._task.template.prompt!r} contains the special token {names[0]!r}, but with --chat "
+                "the chat template adds all special tokens. Remove it from the prompt, or use plain prompts "
+                "(--chat off)."
+            )
+        examples = [self._task.template.render(example) for example in self._task.demonstration_pool[:_EXAMPLES]]
+        return ChatEncoder(self._lm.tokenizer, self.tokens, self._lm.name, examples, system)
+
+    def _chat_opening(self, chat: ChatEncoder) -> Opening:
+        own = opening_tokens(self._lm.tokenizer).own
+        return Opening(chat.opening, self.tokens.names(chat.opening), "as the chat template writes them", own, None)
+
+    def _example_chats(self, chat: ChatEncoder) -> list[tuple[list[tuple[str, str]], str]]:
+        """Chats with 0, 1 and 3 demonstrations from the task's first examples that have the template's exact tokens."""
+        usable: list[tuple[str, str]] = []
+        for number, example in enumerate(self._task.demonstration_pool[:_EXAMPLES]):
+            message = self._task.template.render(example)
+            answers = [answer.removeprefix(" ") for answer in self._task.answers(example)]
+            chat.message(chat.message_text(message, f"row {example.row} of task {self._task.name}"))
+            for answer in answers:
+                chat.answer(answer)
+            if not any(map(self.tokens.special_names_in, (message, *answers))) and not chat.inexact:
+                usable.append((message, answers[number % len(answers)]))
+            chat.inexact.clear()
+        usable = usable[:4] or [("The first message.", "good"), ("The second message.", "bad")]
+        return [(usable[1 : 1 + n], usable[0][0]) for n in (0, 1, 3)]
 
     def _prompt(self, example: Example) -> tuple[int, ...]:
-        text = self._task.template.render(example)
-        ids = self._prompt_with_specials(example) if self._template_specials else self.tokens.encode_plain(text)
         where = f"row {example.row} of task {self._task.name}"
+        text = self._task.template.render(example)
+        if self.chat is not None:
+            text = self.chat.message_text(text, where)
+            ids = self.chat.message(text)
+        elif self._template_specials:
+            ids = self._prompt_with_specials(example)
+        else:
+            ids = self.tokens.encode_plain(text)
         if not ids:
             raise TaskError(f"{where} becomes an empty prompt. Remove the row, or add words to the prompt.")
         self.tokens.require_rows(ids, where)
         if self._template_specials:
             text = "\0".join(words for words, own in self._task.template.rendered(example) if not own)
         self._statistics.add(self.tokens, text, ids, len(self._template_specials))
-        return ids
+        return ids if self.chat is None else (*ids, *self.chat.generation_prompt)
 
     def _special_names_in(self, literals: Sequence[str]) -> tuple[str, ...]:
         """Names of special tokens in the template's own words, repeats included."""
@@ -261,7 +352,10 @@ class Encoder:
 
     def _answer(self, text: str) -> tuple[int, ...]:
         if text not in self._words:
-            ids = self.tokens.encode_after((self._task.template.tail,) if self._task.template.tail else (), text)
+            if self.chat is None:
+                ids = self.tokens.encode_after((self._task.template.tail,) if self._task.template.tail else (), text)
+            else:
+                ids = self.chat.answer(text.removeprefix(" "))
             if not ids:
                 raise LabelWordError(f"answer {text!r} becomes no token with this tokenizer. Choose another word.")
             self.tokens.require_rows(ids, f"the answer {text!r}", predicted=True)
@@ -336,6 +430,29 @@ class Encoder:
         first = self._task.template.prompt.partition("{")[0].rstrip()
         return first or "The"
 
+    def _form_notes(self) -> list[str]:
+        """Notes on whether prompts are chats, and on texts that a chat's tokens differ for."""
+        if self.chat is None:
+            plain = [f"Prompts are plain texts, because {self.form.reason}."]
+            return plain if self._setting == "auto" else [*chat_template_notes(self._lm.tokenizer)]
+        template, chat = "the tokenizer's chat template", self.chat
+        notes = [
+            f"Demonstrations and queries are turns of a chat, written by {template}, because {self.form.reason}. Every "
+            f"chat begins with {chat.opening_text!r}, and every answer follows {chat.generation_text!r}."
+        ]
+        if chat.arguments:
+            notes.append(
+                f"The chat template would insert today's date; it was given {chat.arguments['date_string']} instead, "
+                "so that runs on different days have the same tokens."
+            )
+        if chat.inexact:
+            notes.append(
+                f"{len(chat.inexact):,} texts begin or end with characters that the tokenizer would join with the chat "
+                "template's own; they were encoded apart from these, so their tokens differ from those of "
+                "`apply_chat_template`."
+            )
+        return notes
+
     def _separator_notes(self) -> list[str]:
         """Notes on differences between the text of separator and prompt and their tokens."""
         template, notes = self._task.template, []
@@ -398,7 +515,7 @@ class _TextStatistics:
             for name in tokens.names(special):
                 self.special[name] = self.special.get(name, 0) + 1
 
-    def notes(self, template_specials: Sequence[str]) -> list[str]:
+    def notes(self, template_specials: Sequence[str], *, in_chat: bool = False) -> list[str]:
         """One note per kind of finding."""
         notes = []
         if template_specials:
@@ -414,7 +531,8 @@ class _TextStatistics:
             counts = ", ".join(f"{name!r} in {n:,}" for name, n in plain.items())
             notes.append(
                 f"Some texts contain names of special tokens ({counts} of {len(self.texts):,} texts); they were "
-                "encoded as plain text."
+                "encoded as plain text"
+                + (", where `apply_chat_template` would make them special tokens." if in_chat else ".")
             )
         if self.unknown:
             characters = ", ".join(map(repr, list(self.unknown_characters)[:_MAX_CHARACTERS]))
@@ -426,5 +544,7 @@ class _TextStatistics:
         return notes
 
 
+_EXAMPLES = 8
+"""Number of the task's first examples that may be used to check the tokens of chats."""
 _MAX_CHARACTERS = 5
 """Largest number of unknown characters that a note lists."""

@@ -196,6 +196,8 @@ class _Shape:
     """The words before the first field, without the space after them, which belongs to the next word's token."""
     head_length: int
     """Number of characters of these words."""
+    in_chat: bool
+    """Whether prompts are messages of a chat, where the task's separator has no meaning."""
 
     @classmethod
     def of(cls, task: Task, tokenizer: PreTrainedTokenizerBase, encoder: Encoder) -> "_Shape":
@@ -210,7 +212,13 @@ class _Shape:
         head = literals[0].rstrip()
         pattern = re.escape(head.lstrip()) + "".join("(.+?)" + re.escape(literal) for literal in literals[1:])
         return cls(
-            task, tokenizer, re.compile(pattern, re.DOTALL), names, encoder.encode_head(head), len(head.lstrip())
+            task,
+            tokenizer,
+            re.compile(pattern, re.DOTALL),
+            names,
+            encoder.encode_head(head),
+            len(head.lstrip()),
+            encoder.form.chat,
         )
 
     def cut_after_tail(self, ids: Sequence[int]) -> str | None:
@@ -229,7 +237,7 @@ class _Shape:
         fields: dict[str, str] = {}
         for name, group in zip(self.names, match.groups(), strict=True):
             value = group.strip()
-            separator = self.task.template.separator
+            separator = None if self.in_chat else self.task.template.separator
             if not value or fields.setdefault(name, value) != value or (separator and separator in value):
                 return None
         return fields

@@ -117,8 +117,8 @@ def chat_template_notes(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     if not getattr(tokenizer, "chat_template", None):
         return ()
     return (
-        "The tokenizer has a chat template, which is not applied: the model reads plain prompts. If the model needs "
-        "its chat markers, write them into the prompt (--prompt) and the separator (--separator).",
+        "The tokenizer has a chat template, which is not applied: the model reads plain prompts. If the model follows "
+        "instructions, compare with --chat on, which writes demonstrations and queries as turns of a chat.",
     )
 
 

@@ -41,7 +41,7 @@ def truncate_examples(task: Task, encoder: Encoder, room: int) -> tuple[Task, in
 def _truncate_example(task: Task, encoder: Encoder, example: Example, room: int) -> Example:
     # A text has at most as many tokens as bytes, so most examples need not be encoded.
     answers = max((len(text.encode()) for text in task.answers(example)), default=0)
-    if len(task.template.render(example).encode()) + answers <= room:
+    if len(task.template.render(example).encode()) + encoder.n_template_tokens + answers <= room:
         return example
     if n_tokens(encoder.query(example)) <= room:
         return example

@@ -18,14 +18,14 @@ from dualform.learners.prompting import InContext, ZeroShot
 from dualform.learners.random_update import random_update
 from dualform.learners.rate import RateSearch
 from dualform.models.reading.capture import Recording
-from dualform.models.reading.encoding import EncodedDemonstrations, Encoder
+from dualform.models.reading.encoding import EncodedDemonstrations
 from dualform.models.reading.language_model import LanguageModel, Readings
 from dualform.models.structure.untrained import untrained
 from dualform.ops.streams import stream_seed
 from dualform.result import Trial
 from dualform.studies.comparison.config import ComparisonConfig
 from dualform.studies.controls import CONTROLS, ControlFacts, ReadyControl
-from dualform.studies.experiment import DemonstrationSet, Experiment
+from dualform.studies.experiment import DemonstrationSet, Experiment, encoder_for
 from dualform.studies.measures import MEASURES
 from dualform.studies.sides import (
     DemonstrationTokens,
@@ -331,7 +331,7 @@ class ControlBuilder:
             task = load_task(config.other_task, data_dir=config.data_dir)
             k = min(self.demonstrations.k_effective, len(task.demonstration_pool))
             demonstrations = draw_demonstrations(task, k, self.demonstrations.seed)
-        encoder = Encoder(lm, task, self.experiment.config.opening)
+        encoder = encoder_for(config, lm, task)
         demonstrations = encoder.truncate_to_context(demonstrations, self.experiment.queries, self.experiment.context)
         return encoder.demonstrations(demonstrations)
 

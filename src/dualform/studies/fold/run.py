@@ -19,7 +19,7 @@ from dualform.learners.adapted import Adapted, AdaptedModel, answer_log_probabil
 from dualform.learners.prompting import InContext, ZeroShot
 from dualform.models.cost.work import read
 from dualform.models.editing.edit import WeightDelta, applied
-from dualform.models.export.card import EXAMPLE, CardFacts, MeasuredAccuracy, PromptFacts, model_card
+from dualform.models.export.card import EXAMPLE, CardFacts, ChatFacts, MeasuredAccuracy, PromptFacts, model_card
 from dualform.models.export.checkpoint import (
     adapter_applied,
     check_target,
@@ -160,7 +160,8 @@ def fold(
         base = _base(lm, config)[0]
         write_adapter(lm, adapted.deltas, folder, config.rank, card, base, overwrite, check)
     else:
-        write_checkpoint(lm, adapted.deltas, folder, card, overwrite, check)
+        in_chat = experiment.encoder.form.chat
+        write_checkpoint(lm, adapted.deltas, folder, card, overwrite, check, chat_template=in_chat)
     assert final.fold is not None
     assert final.fold.written is not None
     return SavedFold(final, answers, folder, kept, losses, final.fold.written.difference)
@@ -314,18 +315,19 @@ def _prompt(experiment: Experiment[FoldConfig], adapted: AdaptedModel) -> Prompt
         (table,) = answer_log_probabilities(adapted, experiment.lm, [query]).tolist()
         answers = dict(zip(words, query.answers, strict=True))
         example = dict(zip(words, table, strict=True))
-    separator = template.separator
+    chat = encoder.chat
     return PromptFacts(
         template=template.prompt,
         fields=template.fields,
         opening=encoder.opening,
         opening_names=encoder.opened.tokens,
         opening_is_own=encoder.opened.note is None,
-        separator="".join(encoder.tokens.names(encoder.separator)) if separator is None else separator,
+        separator=encoder.separator_text,
         answers=answers,
         tail=template.tail,
         example=example,
         plain_text=encoder.splits_special_tokens,
+        chat=None if chat is None else ChatFacts(chat.system, chat.arguments, chat.answer_context),
         dtype=str(experiment.lm.model.dtype).removeprefix("torch."),
         trust_remote_code=experiment.config.trust_remote_code,
     )
