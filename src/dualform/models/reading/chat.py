@@ -398,22 +398,22 @@ class ChatEncoder:
         texts = [self.message_text(text, "the chat template") for text in examples]
         # Words that begin and end differently: what all chats have in common are the template's own tokens.
         words = [*_WORDS, *(text for text in texts if text and not tokens.special_names_in(text))]
-        asked = f"{self.opening_text}{_WORDS[0]}{self.generation_text}"
+        until_answer = f"{self.opening_text}{_WORDS[0]}{self.generation_text}"
         answers = [f"{self._answer_lead}{word}" for word in _WORDS]
-        later = f"{asked}{answers[0]}{self.separator_text}"
+        later = f"{until_answer}{answers[0]}{self.separator_text}"
         befores = dict.fromkeys(_from_last_special(tokens, text) for text in (self.opening_text, later))
         self._message_places = tuple(_Place.of(tokens, before, self.generation_text, words) for before in befores)
-        asked = _from_last_special(tokens, asked)
+        until_answer = _from_last_special(tokens, until_answer)
         # A query ends with all tokens of the generation prompt, so an answer shares none with it.
-        after = _Place.of(tokens, asked, self.separator_text, answers)
-        self._answer_place = replace(after, start=tokens.encode_marked(asked))
+        after = _Place.of(tokens, until_answer, self.separator_text, answers)
+        self._answer_place = replace(after, start=tokens.encode_marked(until_answer))
         self.opening = _common_start([tokens.encode_marked(self.opening_text + word) for word in words])
         first = self._message_places[0].before
         prompts = [tokens.encode_marked(f"{first}{word}{self.generation_text}")[::-1] for word in words]
         self.generation_prompt = _common_start(prompts)[::-1]
-        answered = tokens.encode_marked(asked + answers[0])
+        answered = tokens.encode_marked(until_answer + answers[0])
         whole = _common_start(
-            [tokens.encode_marked(f"{asked}{answers[0]}{self.separator_text}{word}") for word in words]
+            [tokens.encode_marked(f"{until_answer}{answers[0]}{self.separator_text}{word}") for word in words]
         )
         self.separator = whole[len(answered) :]
         exact = [text for text in words if self._exact(self._message_places, text) is not None]
