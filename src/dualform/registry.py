@@ -29,6 +29,8 @@ OWN: dict[str, dict[str, str]] = {
         "lora": "dualform.learners.lora:LORA",
         "probe": "dualform.learners.probe:PROBE",
         "fold": "dualform.studies.fold_learner:FOLDING",
+        "tfidf": "dualform.learners.tfidf:TFIDF",
+        "embedding": "dualform.learners.embedding:EMBEDDING",
     },
     "dualform.controls": {
         name: f"dualform.studies.comparison.own_controls:{name.upper()}"

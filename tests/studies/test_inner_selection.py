@@ -10,8 +10,9 @@ from dualform.errors import ConfigError
 from dualform.learners.adapted import AdaptedModel
 from dualform.learners.base import LEARNERS, AdaptationContext
 from dualform.learners.finetuned import Finetuned
+from dualform.learners.inner_splits import FOLDS, inner_splits
 from dualform.studies.experiment import DemonstrationSet
-from dualform.studies.inner_selection import FOLDS, InnerSelection, inner_splits
+from dualform.studies.inner_selection import InnerSelection
 from tests.studies.small import small_config, small_experiment
 
 BUDGET: dict[str, Any] = {"controls": (), "selection_limit": None, "k": 4}

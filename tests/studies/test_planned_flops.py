@@ -105,7 +105,7 @@ def small(here: Path, **changes: Any) -> ComparisonConfig:
     return comparison_config(str(here / "model"), str(here / "task.csv"), **settings)
 
 
-@pytest.mark.parametrize("name", ["zsl", "icl", "ft", "lora", "probe"])
+@pytest.mark.parametrize("name", ["zsl", "icl", "ft", "lora", "probe", "embedding"])
 def test_a_learner_computes_what_its_work_says(name: str, here: Path, lm: LanguageModel):
     config = small(here, learners=(name,))
     experiment = Experiment.of(config, lm, config.load_task())
@@ -137,7 +137,8 @@ def test_a_comparison_computes_what_was_planned(here: Path, lm: LanguageModel, p
 def test_a_comparison_within_a_budget_of_labels_computes_what_was_planned(
     how: str, here: Path, lm: LanguageModel, planned: Callable[[Any], Plan]
 ):
-    config = small(here, labels=7, selection_limit=None, choose_inside=how, learners=("zsl", "icl", "ft", "probe"))
+    learners = ("zsl", "icl", "ft", "probe", "tfidf", "embedding")
+    config = small(here, labels=7, selection_limit=None, choose_inside=how, learners=learners)
     counted = products(lambda: compare(config, lm=lm))
     assert planned(config).cost.flops == pytest.approx(counted, rel=WITHIN)
 

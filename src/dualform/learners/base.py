@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from dualform.models.cost.work import WeightChange, Work, WorkPart, encode, read, rows
+from dualform.models.cost.work import QueryPass, WeightChange, Work, WorkPart, encode, read, rows
 from dualform.registry import Registry
 from dualform.report.palette import LearnerStyle, style_of
 
@@ -273,6 +273,10 @@ class Learner(ABC):
             # Weight changes are applied separately for every group.
             work += (Work.of(WeightChange()) * len(rows(queries, probe))).uncharged
         return work
+
+    def query_passes(self, context: AdaptationContext, adapted: Adapted) -> tuple[QueryPass, ...]:
+        """The passes of the model over one query, from which its cost is computed; none if it is not read."""
+        return (QueryPass.after(adapted.n_prefix),)
 
     def labels_used(self, context: AdaptationContext) -> LabelUse:
         """Number of labels used in the prompt and in training; the study adds those on which settings are chosen."""

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.learners.base import AdaptationContext, Learner
+from dualform.learners.classifier import class_log_probabilities, fit_standardised
 from dualform.learners.prompting import ZeroShot
 from dualform.models.cost.shape import ModelShape
 from dualform.models.cost.work import Work, encode, read
@@ -40,21 +40,14 @@ class LinearProbe:
     @ordinary_torch()
     def adapt(self, lm: LanguageModel, demonstrations: EncodedDemonstrations) -> "ProbedModel":
         """Read each demonstration zero-shot, and fit the classifier."""
-        # Imported here because it is slow.
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
         start = time.perf_counter()
         zero_shot = ZeroShot(self.opening).adapt(lm, demonstrations)
         features: dict[int, Tensor] = {}
         for indices in lm.groups(self.queries):
             readings = zero_shot.read_group(self.queries, indices)
             features.update(zip(indices, readings.hidden.float().cpu(), strict=True))
-        classifier = None
-        if len(set(self.labels)) > 1:
-            classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-            classifier.fit(np.stack([features[i].numpy() for i in range(len(self.labels))]), np.array(self.labels))
+        rows = [features[i].numpy() for i in range(len(self.labels))]
+        classifier = fit_standardised(np.stack(rows), self.labels) if rows else None
         seconds = time.perf_counter() - start
         cost = AdaptationCost.of(self.work(lm.shape, demonstrations), lm.shape, seconds)
         only = self.labels[0] if self.labels else 0
@@ -91,14 +84,8 @@ class ProbedModel:
 
     def answer(self, readings: Readings) -> Readings:
         """Replace the answers in zero-shot readings by the classifier's."""
-        table = torch.full((len(readings.queries), self.n_labels), -torch.inf, dtype=torch.float64)
-        if self.classifier is None:
-            table[:, self.only_label] = 0.0
-        else:
-            # A probability may underflow to 0, whose logarithm is -inf.
-            with np.errstate(divide="ignore"):
-                scores = self.classifier.predict_log_proba(readings.hidden.float().cpu().numpy())
-            table[:, list(self.classifier.classes_)] = torch.as_tensor(scores, dtype=torch.float64)
+        features = readings.hidden.float().cpu().numpy()
+        table = class_log_probabilities(self.classifier, features, self.n_labels, self.only_label)
         return Readings(readings.queries, table, readings.next_token, readings.hidden, readings.trace)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dualform.errors import ContextError
+from dualform.models.cost.work import QueryPass
 from dualform.models.loading.identity import digest_of_weights
 from dualform.models.loading.offloading import named_weights, weight_of
 from dualform.models.reading.encoding import EncodedDemonstrations, Encoder
@@ -287,13 +288,19 @@ def weights_digest(lm: LanguageModel) -> str:
     return digest_of_weights((name, weight_of(lm.model, name)) for name, _ in named_weights(lm.model))
 
 
-def query_cost(experiment: Experiment[StudyConfig], n_prefix: int) -> dict[str, float]:
-    """Tokens and operations of one query that reads the whole prefix, and of one whose prefix is kept (`kept_`)."""
+def query_cost(experiment: Experiment[StudyConfig], passes: Sequence[QueryPass]) -> dict[str, float]:
+    """Tokens and operations of one query that reads the whole prefix, and of one whose prefix is kept (`kept_`).
+
+    Args:
+        experiment: The setup, whose queries are averaged over.
+        passes: The model's passes over one query; none for a learner that does not read the model.
+    """
     own = sum(len(query.prompt) for query in experiment.queries) / len(experiment.queries)
-    shape = experiment.lm.shape
+    forward = experiment.lm.shape.forward
+    new = [one.prefix - one.kept + own for one in passes]
     return {
-        "tokens": n_prefix + own,
-        "flops": shape.forward(round(n_prefix + own)),
-        "kept_tokens": own,
-        "kept_flops": shape.forward(round(own), prefix=n_prefix),
+        "tokens": float(sum(one.prefix + own for one in passes)),
+        "flops": float(sum(forward(round(one.prefix + own)) for one in passes)),
+        "kept_tokens": float(sum(new)),
+        "kept_flops": float(sum(forward(round(n), prefix=round(one.kept)) for n, one in zip(new, passes, strict=True))),
     }

@@ -4,8 +4,7 @@ Every way is a list of splits: which of the labelled examples to train on, and w
 splits are put together, and settings are compared on them as they would be on a selection split.
 """
 
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,52 +13,12 @@ from torch import Tensor
 
 from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
 from dualform.learners.base import AdaptationContext, Learner
+from dualform.learners.inner_splits import inner_splits
 from dualform.models.cost.work import Work
 from dualform.models.reading.layout import Query
 from dualform.studies.experiment import DemonstrationSet, Experiment
-from dualform.studies.learner_config import Selection
 from dualform.studies.work import read_changed
 from dualform.tasks.demonstrations import Demonstrations
-
-FOLDS = 5
-"""Folds of the cross-validation, or one for each label if there are fewer."""
-FIRST_BLOCK = 2
-"""Smallest number of examples to train on in the prequential protocol."""
-
-Split = tuple[tuple[int, ...], tuple[int, ...]]
-"""Indices of the labelled examples to train on, and of those to predict."""
-
-
-def inner_splits(labels: Sequence[int], how: Selection, seed: int) -> list[Split]:
-    """Splits of the labelled examples.
-
-    Args:
-        labels: Label of each example.
-        how: `cross-validation` deals every class out among `FOLDS` folds, so that each example is predicted once.
-            `prequential` predicts blocks of doubling size, each from all examples before it, so that all but the first
-            block are predicted once.
-        seed: Seed of the shuffle that precedes both.
-
-    Returns:
-        The splits; empty for fewer than two examples.
-
-    Source:
-        Prequential selection without a validation set: arXiv:2512.19879.
-    """
-    n = len(labels)
-    if n < 2:
-        return []
-    shuffled = random.Random(f"{seed}/inner").sample(range(n), n)
-    if how == "prequential":
-        splits, known = [], min(FIRST_BLOCK, n - 1)
-        while known < n:
-            splits.append((tuple(sorted(shuffled[:known])), tuple(sorted(shuffled[known : 2 * known]))))
-            known *= 2
-        return splits
-    # The classes one after the other, so that dealing them out gives every fold its share of each.
-    by_class = sorted(shuffled, key=lambda index: labels[index])
-    folds = [by_class[first :: min(FOLDS, n)] for first in range(min(FOLDS, n))]
-    return [(tuple(sorted(set(range(n)) - set(fold))), tuple(sorted(fold))) for fold in folds]
 
 
 class InnerSelection:

@@ -1,11 +1,12 @@
 """The settings of learners, which all studies that run learners from the registry share."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
 from dualform.errors import ConfigError
 from dualform.learners.base import LEARNERS, Learner
+from dualform.learners.inner_splits import Selection
 from dualform.option import TRAINING, Option
 from dualform.registry import Registry
 from dualform.studies.fold_settings import FoldSettings
@@ -16,8 +17,6 @@ CLASSIC = ("zsl", "icl", "ft", "lora", "probe", "fold")
 
 MOST_SHOWN = 32
 """Demonstrations in the prompt, unless a budget has fewer labels or the settings say otherwise."""
-
-Selection = Literal["cross-validation", "prequential"]
 
 
 class LearnersConfig(OneModelConfig):

@@ -10,6 +10,7 @@ from dualform.models.reading.capture import ProbeIndex, Recorder, Recording, Tra
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import lay_out
 from dualform.models.structure.anatomy import Anatomy, LayerAnatomy
+from dualform.models.structure.blocks import block_names
 from tests.models.reference import (
     BY_NAME,
     CASES,
@@ -25,7 +26,9 @@ from tests.models.reference import (
 )
 from tests.tiny import tiny_model
 
-EVERYTHING = Recording(output=True, scores=True, demo_scores=True, q=True, head_output=True, mixed=True, update=True)
+EVERYTHING = Recording(
+    output=True, scores=True, demo_scores=True, q=True, head_output=True, mixed=True, update=True, pooled=True
+)
 # Attention is at most 1 and outputs are of order 1: a few dozen roundings of float32.
 RTOL, ATOL = 1e-5, 5e-6
 
@@ -114,6 +117,23 @@ class TestWhatIsRecordedIsWhatTheModelDoes:
         for query, trace in zip(QUERIES, traces(wrapped(case), prefix, probe), strict=True):
             expected = outputs_at_the_end(case, probed_ids(prefix, query, probe))
             torch.testing.assert_close(trace["output"], expected, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("probe", ["prompt", "label0"])
+    @pytest.mark.parametrize("case", CASES, ids=route_id)
+    def test_pooled_states_are_means_of_the_models_own_hidden_states(self, case, probe):
+        model, last = plain(case), block_names(wrapped(case).model, wrapped(case).anatomy)[-1]
+        for query, trace in zip(QUERIES, traces(wrapped(case), PREFIX, probe), strict=True):
+            kept = []
+            handle = model.get_submodule(last).register_forward_hook(
+                lambda module, args, out, kept=kept: kept.append(out if isinstance(out, torch.Tensor) else out[0])
+            )
+            ids = probed_ids(PREFIX, query, probe)
+            with torch.no_grad():
+                states = model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+            handle.remove()
+            # transformers reports the last block's output after the final norm.
+            expected = torch.stack([each[0, len(PREFIX) :].mean(0) for each in (*states[1:-1], kept[0])])
+            torch.testing.assert_close(trace["pooled"], expected, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("probe", ["prompt", "label0"])
     @pytest.mark.parametrize("prefix", [PREFIX, OPENING, ()], ids=["demonstrations", "opening", "nothing"])
@@ -210,6 +230,7 @@ class TestOnlyRequestedFieldsAreRecorded:
             "head_output": (n, 2, heads, d),
             "mixed": (n, 2, heads, d),
             "update": (n, 2, kv_heads, d, d),
+            "pooled": (n, 2, 32),
         }
 
     def test_without_a_prefix_there_are_no_demonstration_scores(self):

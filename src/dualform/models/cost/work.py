@@ -281,6 +281,21 @@ class Work:
 NO_WORK = Work()
 
 
+@dataclass(frozen=True)
+class QueryPass:
+    """One pass of the model over a query, after some tokens."""
+
+    prefix: float
+    """Number of tokens before the query."""
+    kept: float
+    """Number of these that all queries share, so that their keys and values can be cached."""
+
+    @classmethod
+    def after(cls, prefix: float) -> QueryPass:
+        """A pass after a prefix that all queries share."""
+        return cls(prefix, prefix)
+
+
 def _repeated(steps: tuple[tuple[float, WorkStep], ...], times: float) -> tuple[tuple[float, WorkStep], ...]:
     return tuple((n * times, step) for n, step in steps)
 

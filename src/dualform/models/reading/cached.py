@@ -127,6 +127,7 @@ class MaskedRoute(_CachedRoute):
             position=layout.probe_rows,
             columns=layout.gather[:, :width] + prefix.length,
             n_prefix=prefix.length,
+            own=layout.gather[:, :width],
         )
         recorder = self._recorder(want, layout, index)
         logits, hidden = recorded_rows(
@@ -164,6 +165,7 @@ class RepeatedRoute(_CachedRoute):
             position=layout.probe,
             columns=_own_columns(layout, prefix.length),
             n_prefix=prefix.length,
+            own=_own_columns(layout, 0),
         )
         recorder = self._recorder(want, layout, index)
         logits, hidden = recorded_rows(

@@ -21,6 +21,7 @@ from dualform.errors import ModelError
 from dualform.models.hooks import Hooks
 from dualform.models.reading.attention import hidden
 from dualform.models.structure.anatomy import Anatomy
+from dualform.ops.rounding import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Recording:
     """Values weighted by attention, by head, before that gate or norm."""
     update: bool = False
     """sum_i v_i k_i^T over the query's own tokens: W_ZSL of linear attention."""
+    pooled: bool = False
+    """Mean over the query's own tokens, up to the probe, of the hidden states after each layer's block."""
 
     def __bool__(self) -> bool:
         return any(getattr(self, field.name) for field in fields(self))
@@ -70,6 +73,8 @@ class Trace:
     """`(example, layer, head, d_head)`."""
     update: Tensor | None = None
     """`(example, layer, kv_head, d_v, d_k)`."""
+    pooled: Tensor | None = None
+    """`(example, layer, d_model)`, at least float32."""
     sinks: Tensor | None = None
     """Logits in the softmax's denominator that belong to no token, `(layer, head)`, -inf for a layer without; None
     if no layer has sinks or no scores were recorded."""
@@ -111,11 +116,17 @@ class ProbeIndex:
     """Positions of the query's own tokens on the key axis, `(example, seen_pos)`."""
     n_prefix: int
     """Number of keys before them that belong to the prefix."""
+    own: Tensor | None = None
+    """Positions of the query's own tokens on the query axis, `(example, seen_pos)`; None if they equal `columns`."""
 
     def to(self, device: torch.device) -> "ProbeIndex":
         """The same on another device."""
         return replace(
-            self, batch=self.batch.to(device), position=self.position.to(device), columns=self.columns.to(device)
+            self,
+            batch=self.batch.to(device),
+            position=self.position.to(device),
+            columns=self.columns.to(device),
+            own=None if self.own is None else self.own.to(device),
         )
 
 
@@ -138,8 +149,8 @@ class Recorder:
         """Hook every W_O until the block ends, also if it raises.
 
         Raises:
-            ModelError: The model has no attention layer that can be recorded, or attention outputs are requested and
-                W_O of some layer is unknown.
+            ModelError: The model has no attention layer that can be recorded, attention outputs are requested and W_O
+                of some layer is unknown, or hidden states are requested and some layer is in no list of blocks.
         """
         if not self._anatomy.layers:
             self._anatomy.require_layers("recording")
@@ -154,8 +165,17 @@ class Recorder:
             for i, layer in enumerate(self._anatomy.layers):
                 if layer.W_O is not None:
                     at_linear.setdefault(layer.W_O, {})[layer.output_use] = i
+        at_block: dict[str, list[int]] = {}
+        if self._want.pooled:
+            # Imported here to avoid a circular import.
+            from dualform.models.structure.blocks import enclosing_blocks
+
+            for i, name in enumerate(enclosing_blocks(model, self._anatomy)):
+                at_block.setdefault(name, []).append(i)
         with Hooks(model) as hooks:
             hooks.before_call(model, self._begin)
+            for name, runs in at_block.items():
+                hooks.after(name, partial(self._keep_pooled, name, iter(runs)))
             for name, layers in at_linear.items():
                 hooks.after(name, partial(self._keep_outputs, layers, count()))
             yield
@@ -175,11 +195,28 @@ class Recorder:
             inputs = self._at_probe(x)
             self._keep("head_output", layer, inputs.view(len(inputs), self._anatomy.layers[layer].n_heads, -1))
 
+    def _keep_pooled(self, block: str, runs: Iterator[int], x: Tensor, out: Tensor) -> None:
+        layer = next(runs, None)
+        if layer is None:
+            return
+        if out.dim() not in (2, 3):
+            raise ModelError(
+                f"{block} returns hidden states of shape {tuple(out.shape)}; expected one vector per token (batch, "
+                "pos, d_model), so they cannot be averaged over tokens. Choose another model."
+            )
+        index = self._index.to(out.device)
+        own = index.columns if index.own is None else index.own
+        states = at_least_float32(self._rows(out)[index.batch[:, None], own])
+        mask = self._mask.to(out.device)[..., None]
+        self._keep("pooled", layer, states.masked_fill(~mask, 0.0).sum(dim=1) / mask.sum(dim=1))
+
     def _at_probe(self, states: Tensor) -> Tensor:
-        # Some families (Falcon, older OPT) flatten batch and position before W_O.
-        rows = states if states.dim() == 3 else states.reshape(self._batch, -1, states.shape[-1])
         index = self._index.to(states.device)
-        return rows[index.batch, index.position]
+        return self._rows(states)[index.batch, index.position]
+
+    def _rows(self, states: Tensor) -> Tensor:
+        # Some families (Falcon, older OPT) flatten batch and position before W_O.
+        return states if states.dim() == 3 else states.reshape(self._batch, -1, states.shape[-1])
 
     def record(
         self,

@@ -66,6 +66,17 @@ class Readings:
     """Input of the output head at the same token, `(example, d_model)`."""
     trace: Trace | None
 
+    @classmethod
+    def without_model(cls, queries: Sequence[int], log_probabilities: Tensor) -> "Readings":
+        """Answers of a learner that does not read the model: `next_token` and `hidden` have no columns.
+
+        Args:
+            queries: Indices of the queries.
+            log_probabilities: `(example, answer)`, nats.
+        """
+        nothing = log_probabilities.new_zeros(len(queries), 0)
+        return cls(tuple(queries), log_probabilities, nothing, nothing, None)
+
     @property
     def predictions(self) -> Tensor:
         """The most probable answer, `(example,)`."""

@@ -155,15 +155,7 @@ def block_names(model: PreTrainedModel, anatomy: Anatomy) -> tuple[str, ...]:
     """
     family = type(model).__name__
     anatomy.require_layers("reading a model block by block")
-    names = []
-    for layer in anatomy.layers:
-        name = block_of(model, layer.attention)
-        if name is None:
-            raise ModelError(
-                f"{family}: {layer.attention} is in no list of layers, so its residual block is unknown. Choose "
-                "another model."
-            )
-        names.append(name)
+    names = list(enclosing_blocks(model, anatomy))
     stack = names[0].rpartition(".")[0]
     members = [f"{stack}.{child}" for child, _ in model.get_submodule(stack).named_children()]
     if names != members:
@@ -172,6 +164,25 @@ def block_names(model: PreTrainedModel, anatomy: Anatomy) -> tuple[str, ...]:
             f"{family}: its layers are not a plain stack of blocks with one attention module each ({odd} does not "
             "fit), so it cannot be run block by block. Choose another model."
         )
+    return tuple(names)
+
+
+def enclosing_blocks(model: PreTrainedModel, anatomy: Anatomy) -> tuple[str, ...]:
+    """Name of the residual block that contains each layer's attention.
+
+    Raises:
+        ModelError: A layer's attention module is in no list of blocks.
+    """
+    anatomy.require_layers("reading hidden states after each block")
+    names = []
+    for layer in anatomy.layers:
+        name = block_of(model, layer.attention)
+        if name is None:
+            raise ModelError(
+                f"{type(model).__name__}: {layer.attention} is in no list of layers, so the hidden states after its "
+                "block are unknown. Choose another model."
+            )
+        names.append(name)
     return tuple(names)
 
 

@@ -85,7 +85,7 @@ def compute_seed(
             "adapt_flops": model.cost.flops,
             "query_seconds": read.seconds[name] / len(experiment.queries),
             "search_seconds": max(0.0, search_seconds.get(name, 0.0)),
-            **query_cost(experiment, model.n_prefix),
+            **query_cost(experiment, LEARNERS[name].query_passes(AdaptationContext(experiment, drawn), model)),
         }
         for name, model in adapted.items()
     }

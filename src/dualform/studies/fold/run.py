@@ -17,7 +17,7 @@ from torch import Tensor
 from dualform.errors import ModelError
 from dualform.learners.adapted import Adapted, AdaptedModel, answer_log_probabilities
 from dualform.learners.prompting import InContext, ZeroShot
-from dualform.models.cost.work import read
+from dualform.models.cost.work import QueryPass, read
 from dualform.models.editing.edit import WeightDelta, applied
 from dualform.models.export.card import EXAMPLE, CardFacts, ChatFacts, MeasuredAccuracy, PromptFacts, model_card
 from dualform.models.export.checkpoint import (
@@ -226,7 +226,7 @@ def _measured(
             "adapt_flops": adapted.cost.flops,
             "query_seconds": (time.perf_counter() - since) / len(experiment.queries),
             "search_seconds": 0.0,
-            **query_cost(experiment, adapted.n_prefix),
+            **query_cost(experiment, [QueryPass.after(adapted.n_prefix)]),
         }
     outcome = SeedRecord(
         seed=seed,

@@ -18,7 +18,7 @@ from dualform.errors import DualformError, StorageError
 from dualform.learners.adapted import AdaptationCost, Adapted, AdaptedModel, answer_log_probabilities
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.prompting import InContext
-from dualform.models.cost.work import WorkPart
+from dualform.models.cost.work import QueryPass, WorkPart
 from dualform.models.editing.edit import WeightDelta, applied
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.ordinary import ordinary_torch
@@ -306,7 +306,11 @@ class _Study:
         if self.plain and fold.settings.method in IN_WEIGHTS and isinstance(folded.adapted, AdaptedModel):
             tensors["plain"] = self._read_plain(folded.adapted.deltas)
         cost = folded.adapted.cost
-        about = {**folded.about(), "adapt_flops": cost.flops, **query_cost(experiment, folded.adapted.n_prefix)}
+        about = {
+            **folded.about(),
+            "adapt_flops": cost.flops,
+            **query_cost(experiment, [QueryPass.after(folded.adapted.n_prefix)]),
+        }
         return tensors, about
 
     def _elsewhere(self, seed: int, name: str) -> PieceContent:
