@@ -33,7 +33,7 @@ def test_it_is_a_plain_scikit_learn_script(changes: dict[str, Any]):
     # All words of these texts have two letters or more, or are "a": their own pattern finds the same.
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+")
     features = vectorizer.fit_transform([example.fields["text"] for example in labelled.examples])
-    classifier = LogisticRegression(C=C, max_iter=1000).fit(features, labelled.labels)
+    classifier = LogisticRegression(C=C, class_weight="balanced", max_iter=1000).fit(features, labelled.labels)
     texts = [example.fields["text"] for example in context.setup.examples]
     expected = classifier.predict_log_proba(vectorizer.transform(texts))
     np.testing.assert_allclose(answers(context).numpy(), expected, rtol=0, atol=1e-9)
