@@ -70,8 +70,8 @@ class TfidfLearner(Learner):
 
     What a language model adds is the difference to this. The texts of all fields are read, without the template's
     words. Classes have equal weight, since a few labels drawn at random are rarely balanced. `C` is fixed: on seven
-    data sets, with 32 labels, mean accuracy is 0.52 so, 0.49 without equal weights, and 0.47 with C chosen as well, among
-    1, 10 and 100, by cross-validation inside the labels; with 8 and with 128 labels it is ahead by one point.
+    data sets, with 32 labels, mean accuracy is 0.52 so, 0.49 without equal weights, and 0.47 with C chosen as well,
+    among 1, 10 and 100, by cross-validation inside the labels; with 8 and with 128 labels it is ahead by one point.
     Classes that do not occur among the labels have the log-probability -inf, as for `probe`.
     """
 
