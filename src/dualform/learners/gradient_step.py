@@ -19,7 +19,7 @@ from dualform.models.editing.edit import WeightDelta, applied
 from dualform.models.loading.offloading import weight_of
 from dualform.models.reading.capture import stack_layers
 from dualform.models.reading.encoding import EncodedDemonstrations
-from dualform.models.reading.forward import forward_rows, observing_attention
+from dualform.models.reading.forward import observing_attention, run_layers
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.ordinary import ordinary_torch
 
@@ -115,7 +115,7 @@ class GradientStep:
 
             tokens = torch.tensor([ids], device=lm.device)
             with observing_attention(lm.model, lm.anatomy, keep):
-                forward_rows(lm.model, tokens.new_tensor([len(ids) - 1]), input_ids=tokens, use_cache=False)
+                run_layers(lm.model, input_ids=tokens, use_cache=False)
             opening = len(ids) - demonstrations.demonstration_of.count(number)
             queries = [layers[i][:, opening:].transpose(0, 1) for i in range(len(lm.anatomy.layers))]
             sequences.append(stack_layers(queries, dim=0))

@@ -19,7 +19,7 @@ from dualform.models.cost.work import Forward, Work, encode
 from dualform.models.reading.attention import AttentionCall, attention_backend, plain_attention
 from dualform.models.reading.cached import CachedPrefix
 from dualform.models.reading.encoding import EncodedDemonstrations
-from dualform.models.reading.forward import KeysValues, LayerOrder, cache_argument, forward_rows
+from dualform.models.reading.forward import KeysValues, LayerOrder, cache_argument, run_layers
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Query
 from dualform.models.reading.route import EncodedPrefix
@@ -183,7 +183,7 @@ def _read_through_attention(lm: LanguageModel, given: Layers, own: tuple[int, ..
     ids = torch.tensor([own], device=lm.device)
     positions = torch.arange(first_position, first_position + len(own), device=lm.device)[None]
     with attention_backend(backend):
-        forward_rows(lm.model, ids.new_tensor([len(own) - 1]), input_ids=ids, position_ids=positions, use_cache=False)
+        run_layers(lm.model, input_ids=ids, position_ids=positions, use_cache=False)
     return tuple(backend.new[layer] for layer in range(len(lm.anatomy.layers)))
 
 
@@ -195,9 +195,8 @@ def _read_through_cache(lm: LanguageModel, given: Layers, own: tuple[int, ...], 
     dtype = lm.model.dtype
     visible = _visible(n_before, len(own), None, lm.device)
     mask = torch.zeros(visible.shape, dtype=dtype, device=lm.device).masked_fill(~visible, torch.finfo(dtype).min)
-    forward_rows(
+    run_layers(
         lm.model,
-        ids.new_tensor([len(own) - 1]),
         input_ids=ids,
         position_ids=positions,
         attention_mask=mask[None, None],

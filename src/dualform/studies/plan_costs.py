@@ -44,6 +44,8 @@ _VOCABULARY_PASSES = 4
 """Passes over logits: shift, sum and difference of the softmax, and a copy. Exponentials are added to these."""
 _BACKWARD = 2.0
 """Elementwise work of a backward pass relative to the forward: each operation has about two gradients."""
+FIRST_BLOCK_READS = 3
+"""Number of forwards of five tokens, at load, that stop after the first attention."""
 _DECODED_ROWS = 16
 """Number of texts that are generated at the same time."""
 
@@ -108,8 +110,8 @@ class Costs:
     # Forward passes
 
     def _prefix(self, tokens: int) -> float:
-        """Reading one prefix and keeping the keys and values of every layer."""
-        return self._block(tokens, _square(tokens)) + self._head(1) + self.machine.model
+        """Reading one prefix and keeping the keys and values of every layer, without the output head."""
+        return self._block(tokens, _square(tokens)) + self.machine.model
 
     def _row(self, row: Forward) -> float:
         """Reading one row of queries by the packed route."""
@@ -228,18 +230,27 @@ class Costs:
         plain = replace(self, packed=False)
         # The weights are allocated, read and copied; one forward has gradients.
         seconds = 3 * bytes_ / machine.copying + plain._training(Training(5, 5))
-        return Cost(seconds=seconds + sum(plain._prefix(tokens) for tokens in self.loading_reads()))
+        for tokens, scored in self.loading_reads():
+            seconds += plain._prefix(tokens) + plain._head(scored) + plain._softmax(scored)
+        return Cost(seconds=seconds + FIRST_BLOCK_READS * (plain._block(5, 5**2) / shape.n_layers + machine.model))
 
-    def loading_reads(self) -> tuple[int, ...]:
-        """Tokens of each forward without gradients while a model is loaded, in the order of `LanguageModel.wrap`."""
+    def loading_reads(self) -> tuple[tuple[int, int], ...]:
+        """The forwards through all blocks, without gradients, while a model is loaded.
+
+        Returns:
+            For each forward, the number of tokens that are read, and of those at which the output head is applied, in
+            the order of `LanguageModel.wrap`.
+        """
         windowed = 0 < self.shape.window <= LONGEST_CHECK
         prefix = self.shape.window + 3 if windowed else 9
         # The family's own forward and the naive route also read beyond a short window.
-        beyond = (prefix,) * windowed
-        reference, anatomy = (11, 12, 12, *beyond), (5,) * 4
-        naive = (11, 11, *beyond, prefix, *(prefix + own for own in (6, 5, 7, 2, 2)), 3, 7)
-        fast = (prefix, 17, 3, 4)
-        query_scale = (8, 8, 4, 8, 4)
+        beyond = ((prefix, 1),) * windowed
+        reference = ((11, 1), (12, 12), (12, 12), *beyond)
+        anatomy = ((5, 5),)
+        rows = ((6, 3), (5, 1), (7, 1), (2, 2), (2, 1))
+        naive = ((11, 5), (11, 1), *beyond, *((prefix + own, scored) for own, scored in rows), (7, 1))
+        fast = ((prefix, 0), (17, 8), (3, 0), (4, 1))
+        query_scale = ((8, 0), (8, 0), (4, 1), (8, 0), (4, 1))
         return reference + anatomy + naive + fast + query_scale
 
     def packing(self, backwards: bool) -> Cost:

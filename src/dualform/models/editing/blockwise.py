@@ -18,7 +18,7 @@ from dualform.errors import ModelError, type_and_first_line
 from dualform.models.hooks import Hooks
 from dualform.models.loading.quantized import require_unquantized
 from dualform.models.reading.capture import Recording
-from dualform.models.reading.forward import forward_rows
+from dualform.models.reading.forward import run_layers
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Layout, Query, lay_out
 from dualform.models.reading.route import EncodedPrefix
@@ -103,7 +103,7 @@ def _hidden_states(
             if replacement is None or layer in replacement:
                 hooks.before(name, partial(before_block, layer))
                 hooks.after(name, after_block)
-        forward_rows(model, ids.new_tensor([ids.shape[1] - 1]), input_ids=ids, use_cache=False)
+        run_layers(model, input_ids=ids, use_cache=False)
     return inputs, outputs
 
 

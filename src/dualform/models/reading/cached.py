@@ -18,10 +18,10 @@ from dualform.models.reading.capture import ProbeIndex, Recorder, Recording, Tra
 from dualform.models.reading.forward import (
     KeysValues,
     cache_argument,
-    forward_rows,
     keys_values,
     observing_attention,
     recorded_rows,
+    run_layers,
 )
 from dualform.models.reading.layout import Layout, Query
 from dualform.models.reading.switch_lengths import same_prefix_states, switch_lengths
@@ -77,14 +77,13 @@ class _CachedRoute:
         # Without a config the cache keeps all tokens in every layer; the mask implements sliding windows.
         cache = DynamicCache()
         tokens = torch.tensor([prefix], device=input_device(self._model))
-        last = tokens.new_tensor([len(prefix) - 1])
         by_layer: dict[int, tuple[Tensor, Tensor]] = {}
 
         def keep(layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
             by_layer[layer] = (key, value)
 
         with observing_attention(self._model, self.anatomy, keep):
-            forward_rows(self._model, last, input_ids=tokens, use_cache=True, **cache_argument(self._model, cache))
+            run_layers(self._model, input_ids=tokens, use_cache=True, **cache_argument(self._model, cache))
         encoded = CachedPrefix(cache, prefix)
         layers = tuple(pair for _, pair in sorted(by_layer.items()))
         if len(layers) != len(encoded.cached):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from dualform.models.loading.offloading import input_device
 from dualform.models.loading.untouched import difference_allowed, special_ids
 from dualform.models.reading.cached import MaskedRoute, NaiveRoute, RepeatedRoute
 from dualform.models.reading.capture import Recording
+from dualform.models.reading.forward import KeysValues
 from dualform.models.reading.layout import Query, lay_out
 from dualform.models.reading.packed import PackedRoute
 from dualform.models.reading.route import Route
@@ -190,7 +192,7 @@ def check_readings(model: PreTrainedModel, route: Route, n_prefix: int | None = 
     # Attention outputs can be recorded only if every W_O is known; scores need no W_O.
     has_layers = bool(route.anatomy.layers)
     want = Recording(output=route.anatomy.knows_outputs, scores=has_layers, head_output=has_layers)
-    logits, _, trace = route.read(route.encode(tuple(tokens[:length])), queries, layout, want)
+    logits, _, trace = route.read(_prefix(route, tuple(tokens[:length])), queries, layout, want)
     readings = [layout.score(torch.log_softmax(at_least_float32(logits), dim=-1))]
     if n_prefix is None:
         readings.append(_short_reading(model, route))
@@ -212,8 +214,13 @@ def _short_reading(model: PreTrainedModel, route: Route) -> Tensor:
     tokens[4:6] = (*special_ids(model), *tokens[4:6])[:2]
     query = Query(tuple(tokens[3:7]), ((tokens[7],),))
     layout = lay_out([query], "prompt", input_device(model))
-    logits, _, _ = route.read(route.encode(tuple(tokens[:3])), [query], layout, Recording())
+    logits, _, _ = route.read(_prefix(route, tuple(tokens[:3])), [query], layout, Recording())
     return layout.score(torch.log_softmax(at_least_float32(logits), dim=-1))
+
+
+def _prefix(route: Route, tokens: tuple[int, ...]) -> Any:
+    """The prefix for `route.read`; the naive route reads it again with every answer, so it need not be encoded."""
+    return KeysValues((), tokens) if isinstance(route, NaiveRoute) else route.encode(tokens)
 
 
 LONGEST_CHECK = 1024

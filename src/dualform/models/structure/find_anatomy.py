@@ -226,17 +226,17 @@ def _verify(model: PreTrainedModel, anatomy: Anatomy) -> None:
         return
     first = anatomy.layers[0]
     with torch.no_grad():
-        before = _first_layer(model, anatomy.registry)
+        before = _first_layer(model, anatomy)
         if not all(tensor.isfinite().all() for tensor in before):
             # NaN always compares as changed; the route's self-check reports such weights.
             return
         if first.W_K is not None and first.W_V is not None:
             for letter, rows, moving in (("W_K", first.W_K, 1), ("W_V", first.W_V, 2)):
-                _nudge_rows(model, anatomy.registry, before, letter, rows, moving)
+                _nudge_rows(model, anatomy, before, letter, rows, moving)
 
 
 def _nudge_rows(
-    model: PreTrainedModel, registry: bool, before: tuple[Tensor, ...], letter: str, rows: LinearRows, moving: int
+    model: PreTrainedModel, anatomy: Anatomy, before: tuple[Tensor, ...], letter: str, rows: LinearRows, moving: int
 ) -> None:
     axis = row_axis(model.get_submodule(rows.module))
 
@@ -246,7 +246,7 @@ def _nudge_rows(
     nonzero: list[bool] = []
     with Hooks(model) as hooks, patched(model, f"{rows.module}.weight", nudged):
         hooks.before(rows.module, lambda x: nonzero.append(x is None or bool(x.any())))
-        after = _first_layer(model, registry)
+        after = _first_layer(model, anatomy)
     if not any(nonzero):
         # The input is zero (a disabled layer has a norm of zeros), so the weight has no effect.
         return
@@ -288,6 +288,8 @@ def _differs_between_tokens(states: Tensor) -> bool:
     return bool((rows - rows[:1]).abs().max() > 1e-6 * rows.abs().max())
 
 
-def _first_layer(model: PreTrainedModel, registry: bool) -> tuple[Tensor, Tensor, Tensor]:
-    use = observe_forward(model, registry).attention[0]
+def _first_layer(model: PreTrainedModel, anatomy: Anatomy) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value of the first attention; the forward stops after it."""
+    name, _ = anatomy.calls[0]
+    use = observe_forward(model, anatomy.registry, stop_after=name).attention[0]
     return use.query, use.key, use.value

@@ -109,11 +109,14 @@ def use_eager(model: PreTrainedModel) -> None:
 
 
 def observe_forward(
-    model: PreTrainedModel, registry: bool, nudge: Callable[[Tensor], Tensor] | None = None
+    model: PreTrainedModel,
+    registry: bool,
+    nudge: Callable[[Tensor], Tensor] | None = None,
+    stop_after: str | None = None,
 ) -> ObservedForward:
     """Run a model on a few tokens and observe every attention (through the registry or a tracer) and linear layer.
 
-    `nudge` changes the heads' output before the model continues.
+    `nudge` changes the heads' output before the model continues. The forward stops after the module `stop_after`.
     """
     observed = ObservedForward()
     uses: dict[nn.Module, int] = {}
@@ -140,6 +143,8 @@ def observe_forward(
             else:
                 hooks.before(module, partial(begin, module))
         hooks.after(model.get_input_embeddings(), begin_graph)
+        if stop_after is not None:
+            hooks.after(stop_after, lambda x, out: hooks.stop())
         attention = _observing_attention(model, registry, observed, nudge)
         with torch.enable_grad(), frozen(model), reload_in_backward(model), attention:
             model(input_ids=ids, use_cache=False)

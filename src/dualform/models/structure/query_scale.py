@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dualform.models.hooks import Hooks
 from dualform.models.loading.offloading import input_device
 from dualform.models.reading.capture import Recording
-from dualform.models.reading.forward import forward_rows, observing_attention
+from dualform.models.reading.forward import observing_attention, run_layers
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.layout import Query
 from dualform.models.structure.anatomy import LayerAnatomy
@@ -38,7 +38,7 @@ _cache: "weakref.WeakKeyDictionary[nn.Module, QueryScale]" = weakref.WeakKeyDict
 
 
 def query_scale(lm: LanguageModel) -> QueryScale:
-    """A model's factors, measured by three short forwards on the first call.
+    """A model's factors, measured by five short forwards on the first call.
 
     If a layer's factor cannot be measured, for example because its keys are not recorded, d_head^-1/2 is used.
     """
@@ -109,7 +109,7 @@ def _factors_before(lm: LanguageModel) -> Tensor:
         hooks.after_each(names, keep)
         ids = torch.tensor([_tokens(lm, 17, 8)], device=input_device(lm.model))
         with observing_attention(lm.model, lm.anatomy, keep_query):
-            forward_rows(lm.model, ids.new_tensor([ids.shape[1] - 1]), input_ids=ids, use_cache=False)
+            run_layers(lm.model, input_ids=ids, use_cache=False)
     uses = [layer.W_Q.module for layer in layers if layer.W_Q is not None]
     for i, layer in enumerate(layers):
         # For a linear that several layers share, only the output of its last run is known.
