@@ -1,6 +1,6 @@
 """Validate settings from YAML or Python, reporting all mistakes in one message."""
 
-import re
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -30,6 +30,36 @@ _LONGEST_PROBLEM = 1000
 _MOST = 20
 """Problems in one message."""
 
+
+class InvalidSettingsError(ConfigError):
+    """At least one setting has an invalid value.
+
+    Args:
+        about: Beginning of the message.
+        problems: For each problem, the path of its field (`fold.texts`, or `rates.0` for the first rate; empty if it
+            concerns several fields) and a description.
+    """
+
+    def __init__(self, about: str, problems: Sequence[tuple[str, str]]) -> None:
+        super().__init__(about + _listed([f"{path}: {text}" if path else text for path, text in problems]))
+        self._about, self._problems = about, problems
+
+    def renamed(self, names: Mapping[str, str]) -> "InvalidSettingsError":
+        """The same error with other names for some fields, such as those of a command's options.
+
+        Args:
+            names: Path of a field -> its name.
+        """
+        return InvalidSettingsError(self._about, [(_renamed(path, names), text) for path, text in self._problems])
+
+
+def _renamed(path: str, names: Mapping[str, str]) -> str:
+    if path in names:
+        return names[path]
+    field, _, index = path.rpartition(".")
+    return f"{names[field]}, value {int(index) + 1}" if field in names and index.isdigit() else path
+
+
 _Config = TypeVar("_Config", bound=BaseModel)
 
 
@@ -42,7 +72,7 @@ def checked(kind: type[_Config], settings: dict[str, Any], about: str = "") -> _
         about: Beginning of the error message.
 
     Raises:
-        ConfigError: At least one setting is invalid; the message lists all of them.
+        InvalidSettingsError: At least one setting is invalid; the message lists all of them.
     """
     # Pydantic takes truth values for 1 and 0, and YAML takes `yes` and `on` for truth values.
     problems = _truth_values(kind, settings)
@@ -50,22 +80,22 @@ def checked(kind: type[_Config], settings: dict[str, Any], about: str = "") -> _
         config = kind(**settings)
         if not problems:
             return config
-        raise ConfigError(about + _listed(problems))
+        raise InvalidSettingsError(about, problems)
     except ValidationError as error:
         refused = {".".join(map(str, problem["loc"])).partition(".")[0] for problem in error.errors()}
-        problems = [problem for problem in problems if re.split(r"[:.]", problem)[0] not in refused]
+        problems = [(path, text) for path, text in problems if path.partition(".")[0] not in refused]
         for problem in error.errors():
             where = ".".join(str(part) for part in problem["loc"])
             given = f" (given {_abbreviate(problem['input'])})" if where and problem["type"] != "missing" else ""
             quotes = f"; {QUOTES}" if problem["type"] == "string_type" and _was_unquoted(problem["input"]) else ""
             what = problem["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
-            problems.append(f"{where + ': ' if where else ''}{what}{given}{quotes}")
-        raise ConfigError(about + _listed(problems)) from error
+            problems.append((where, f"{what}{given}{quotes}"))
+        raise InvalidSettingsError(about, problems) from error
 
 
-def _truth_values(kind: type[BaseModel], settings: dict[str, Any], group: str = "") -> list[str]:
-    """Problems of settings that are numbers but were given a truth value."""
-    problems = []
+def _truth_values(kind: type[BaseModel], settings: dict[str, Any], group: str = "") -> list[tuple[str, str]]:
+    """Problems of settings that are numbers but were given a truth value: the field's path and a description."""
+    problems: list[tuple[str, str]] = []
     for name, value in settings.items():
         field = kind.model_fields.get(name)
         if field is None:
@@ -73,7 +103,7 @@ def _truth_values(kind: type[BaseModel], settings: dict[str, Any], group: str = 
         types = _types_in(field.annotation)
         given = list(value) if isinstance(value, list | tuple) else [value]
         if any(isinstance(item, bool) for item in given) and {int, float} & types and bool not in types:
-            problems.append(f"{group}{name}: should be a number (given {_abbreviate(value)}); {QUOTES_NUMBER}")
+            problems.append((f"{group}{name}", f"should be a number (given {_abbreviate(value)}); {QUOTES_NUMBER}"))
         elif isinstance(value, dict):
             for inner in types:
                 if isinstance(inner, type) and issubclass(inner, BaseModel):

@@ -132,7 +132,7 @@ def test_the_folder_is_named_after_model_task_and_study(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--axes", "nonsense"], ["axes.0: ", "'nonsense'", "'method'"]),
+        (["--axes", "nonsense"], ["--axes, value 1: ", "'nonsense'", "'method'"]),
         (["--axes", "k,k"], ["axes ['k', 'k'] must be different"]),
         (["--methods", "magic"], ["'magic'", "'ridge'"]),
         (["--ks", "x"], ["'x'", "should look like"]),
@@ -141,7 +141,7 @@ def test_the_folder_is_named_after_model_task_and_study(
         (["--strengths", "0.1,strong"], ["strengths 'strong' should be a number such as 0.01, or gcv"]),
         (["--strengths", "-1"], ["strengths [-1.0] must be 0 or more and finite, or gcv"]),
         (["--layer-sets", "odd"], ["'odd'", "'first half'"]),
-        (["--fold-texts", "2"], ["fold.texts: ", "(given 2)"]),
+        (["--fold-texts", "2"], ["--fold-texts: ", "(given 2)"]),
         (["--transfer", "tickets.csv"], ["task tickets.csv is the study's own"]),
         (["--compose", "nowhere.csv"], ["nowhere.csv"]),
         (["--perplexity", "nowhere.txt"], ["nowhere.txt does not exist. Check the path"]),

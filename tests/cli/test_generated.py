@@ -8,9 +8,11 @@ import typer
 from pydantic import BaseModel, ConfigDict, Field
 from typer.testing import CliRunner
 
-from dualform.cli.generated import first_sentence, flags_of, study_command
+from dualform.cli.generated import first_sentence, flags_of, settings_of, study_command, typed_names
+from dualform.configuration import InvalidSettingsError, checked
 from dualform.option import DATA, FOLDING, OUTPUT, Option
 from dualform.seeds import Seeds
+from dualform.studies.comparison.config import ComparisonConfig, comparison_config
 
 
 class Inner(BaseModel):
@@ -129,6 +131,34 @@ def test_what_cannot_be_read_is_named(shell: CliRunner, words: list[str], messag
     done = shell.invoke(app(), ["m", "s", *words])
     assert (done.exit_code, GIVEN) == (2, [])
     assert message in " ".join(re.sub(r"[│╭╮╰╯─]", " ", done.output).split())
+
+
+@study_command(Toy)
+def checked_toy(settings: dict[str, Any]) -> None:
+    """Toy that is checked."""
+    checked(Toy, {"inner": {"strength": "loud"}, **settings})
+
+
+def test_an_invalid_value_is_named_by_the_option_that_was_typed(shell: CliRunner) -> None:
+    checking = typer.Typer()
+    checking.command()(checked_toy)
+
+    done = shell.invoke(checking, ["m", "s", "--some-limit", "0", "--colours", "red,blue"])
+    assert done.exit_code == 2
+    assert "--some-limit: Input should be greater than or equal to 1 (given 0)" in done.output
+    assert "--colours, value 2: Input should be 'red' or 'green' (given 'blue')" in done.output
+    # What was not typed keeps the field's name.
+    assert "inner.strength" in done.output
+    assert "--strength" not in done.output
+
+
+def test_an_option_of_a_group_is_named_as_it_was_typed() -> None:
+    settings = settings_of(ComparisonConfig)
+    given = {"fold_texts": 2, "seed": 3, "limit": None}
+    assert typed_names(settings, given) == {"fold.texts": "--fold-texts", "seeds": "--seed"}
+    with pytest.raises(InvalidSettingsError, match=r"^fold\.texts: ") as refused:
+        comparison_config("m", "t", fold={"texts": 2})
+    assert str(refused.value.renamed(typed_names(settings, given))).startswith("--fold-texts: Input should be ")
 
 
 def test_help_is_the_first_sentence_of_the_description_and_the_default(shell: CliRunner) -> None:

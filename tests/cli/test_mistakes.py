@@ -67,7 +67,7 @@ def assert_refused(done: Done, *words: str) -> None:
         (["--controls", "random,bogus,mlp"], ["'bogus'"]),
         (["--controls", "all,random"], ["'all'"]),
         (["--controls", "random,random"], ["controls ['random', 'random']", "must be different"]),
-        (["--control-limit", "-1"], ["control_limit: ", "(given -1)"]),
+        (["--control-limit", "-1"], ["--control-limit: ", "(given -1)"]),
         (["--seed", "1"], ["--seed 1 and --seeds 1 were both given"]),
         (["--k", "-2", "--dtype", "int8"], ["(given -2)", "(given 'int8')"]),
     ],

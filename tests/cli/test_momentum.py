@@ -324,7 +324,7 @@ def test_the_folder_is_named_after_the_recipe_and_other_settings_may_follow_in_i
         (["--etas", "0"], ["etas [0.0] must lie between 0 and 1; eta 0 is vanilla"]),
         (["--etas", "0.1,0.1"], ["etas [0.1, 0.1] must be different"]),
         (["--etas", "much"], ["etas 'much' should be numbers with commas between"]),
-        (["--controls", "magic"], ["controls.0: ", "'magic'", "'convolution'"]),
+        (["--controls", "magic"], ["--controls, value 1: ", "'magic'", "'convolution'"]),
         (["--control-eta", "1"], ["control_eta 1.0 must lie between 0 and 1"]),
         (["--recipe", "huge"], ["recipe 'huge' is unknown"]),
         (["--seeds", "1..3"], ["--seed 1 and --seeds 1..3 were both given"]),

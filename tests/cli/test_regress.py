@@ -106,8 +106,11 @@ def test_without_a_study_all_are_run(dualform: Command, tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--study", "konstructed"], ["studies.0: Input should be 'constructed', 'trained'", "(given 'konstructed')"]),
-        (["--study", ","], ["studies: Tuple should have at least 1 item"]),
+        (
+            ["--study", "konstructed"],
+            ["--study, value 1: Input should be 'constructed'", "(given 'konstructed')"],
+        ),
+        (["--study", ","], ["--study: Tuple should have at least 1 item"]),
         (["--study", "shift,shift"], ["studies ['shift', 'shift'] must be different"]),
         (["--seeds", "5..1"], ["seeds '5..1': 5..1 runs backwards; write 1..5"]),
         (["--seed", "1", "--seeds", "1..3"], ["--seed 1 and --seeds 1..3 were both given"]),

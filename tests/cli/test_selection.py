@@ -112,7 +112,7 @@ def test_a_stopped_study_resumes_and_gives_the_numbers_of_an_uninterrupted_one(
         (["--seed", "1"], ["--seed 1 and --seeds 1,2 were both given"]),
         (["--rates", "fast"], ["rates 'fast'", "such as 1e-4,1e-3"]),
         (["--orders", "0"], ["orders: ", "(given 0)"]),
-        (["--untouched-limit", "-3"], ["untouched_limit: ", "(given -3)"]),
+        (["--untouched-limit", "-3"], ["--untouched-limit: ", "(given -3)"]),
         (["-k", "0"], ["k 0 leaves no demonstrations to choose"]),
         (["--rates", "1e30"], ["ft, seed 1: every learning rate diverged (1e+30)", "--rates"]),
     ],

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from dualform.cli.guard import guarded
 from dualform.cli.running import RunOptions, run_options
+from dualform.configuration import InvalidSettingsError
 from dualform.errors import ConfigError
 from dualform.option import PANELS, PROTOCOL, Option, parse_names, parse_number_or_word, parse_numbers
 from dualform.seeds import parse_whole_numbers
@@ -130,7 +131,10 @@ def study_command(
             further: dict[str, Any] = {name: given.get(name, each.default) for name, each in own.items()}
             if has_run:
                 further["run"] = RunOptions(**{name: given.get(name, each.default) for name, each in general.items()})
-            function(settings=read_settings(settings, given), **further)
+            try:
+                function(settings=read_settings(settings, given), **further)
+            except InvalidSettingsError as error:
+                raise error.renamed(typed_names(settings, given)) from error
 
         command.__name__ = function.__name__
         command.__doc__ = function.__doc__
@@ -167,6 +171,24 @@ def read_settings(settings: list[Setting], given: dict[str, Any]) -> dict[str, A
         elif value is not None:
             _store(values, setting.path, setting.read(value))
     return values
+
+
+def typed_names(settings: list[Setting], given: dict[str, Any]) -> dict[str, str]:
+    """The options that were given, by the path of their field: `{"fold.texts": "--fold-texts"}`.
+
+    Args:
+        settings: The settings of a command.
+        given: Values of its parameters; None for an option that was not given.
+    """
+    names = {}
+    for setting in settings:
+        path, value = ".".join(setting.path), given.get(setting.parameter)
+        if setting.option.single and given.get(_name_of(setting.option.single)) is not None:
+            names[path] = setting.option.single
+        elif setting.names and value is not None:
+            on, _, off = setting.names[-1].partition("/")
+            names[path] = off if value is False and off else on
+    return names
 
 
 def _store(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
