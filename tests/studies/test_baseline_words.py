@@ -10,7 +10,7 @@ from dualform.result import Accuracy, Baselines, Estimate, PairedTest, Prompting
 from dualform.studies.against_words import recovered_share
 from dualform.studies.baseline_words import above_guessing, baseline_levels
 from dualform.studies.comparison.table import accuracy_table
-from dualform.studies.comparison.words import headlines
+from dualform.studies.comparison.words import findings
 from dualform.studies.pages import render_page
 from dualform.studies.paired_words import pair_sentences
 from tests.report.example_result import empty_result
@@ -38,7 +38,7 @@ def test_a_learner_above_chance_but_not_above_the_most_common_label_has_not_been
     measured = result(zsl=accuracy(0.55), icl=accuracy(0.69), ft=accuracy(0.9))
     assert above_guessing(measured, "icl") is False
     assert above_guessing(measured, "ft") is True
-    text = "\n".join(headlines(measured))
+    text = "\n".join(findings(measured))
     assert (
         "Zero-shot and in-context learning are not significantly more accurate than both guessing (50.0 %) and" in text
     )
@@ -47,7 +47,7 @@ def test_a_learner_above_chance_but_not_above_the_most_common_label_has_not_been
 
 
 def test_where_even_the_best_is_no_better_than_one_label_that_is_said_first() -> None:
-    first = headlines(result(icl=accuracy(0.72), ft=accuracy(0.6)))[0]
+    first = findings(result(icl=accuracy(0.72), ft=accuracy(0.6)))[0]
     assert first.startswith(
         "No learner is shown to answer better than both guessing (50.0 %) and always answering “yes”"
     )
@@ -73,15 +73,15 @@ def test_the_paired_difference_decides_and_not_two_intervals() -> None:
 def test_similarity_to_a_learner_that_learned_nothing_comes_with_a_caution() -> None:
     alike = {"rec2ftp": Similarity(mean=0.8, ci95=(0.7, 0.9), n=50, details={"chance": 0.6, "lift_ci95": [0.1, 0.3]})}
     measured = result(icl=accuracy(0.7), ft=accuracy(0.9)).model_copy(update={"similarity": alike})
-    assert any("the similarity may not come from learning the task" in sentence for sentence in headlines(measured))
+    assert any("the similarity may not come from learning the task" in sentence for sentence in findings(measured))
     learned = result(icl=accuracy(0.9), ft=accuracy(0.9)).model_copy(update={"similarity": alike})
-    assert not any("may not come from learning" in sentence for sentence in headlines(learned))
+    assert not any("may not come from learning" in sentence for sentence in findings(learned))
 
 
 def test_queries_of_one_label_make_accuracy_meaningless_and_that_comes_first() -> None:
     one_label = BASELINES.model_copy(update={"majority": 1.0, "label_counts": {" yes": 100}})
     measured = result(icl=accuracy(0.9, over=-0.1)).model_copy(update={"baselines": one_label})
-    assert headlines(measured)[0].startswith("Every reported query has the same right answer")
+    assert findings(measured)[0].startswith("Every reported query has the same right answer")
 
 
 def test_levels_that_are_equal_are_one_line() -> None:
@@ -109,7 +109,7 @@ def test_a_share_of_few_answers_is_a_count_whatever_interval_the_file_holds(n: i
 
 def test_rec2ftp_of_few_answers_is_no_verdict() -> None:
     few = Similarity(mean=1.0, ci95=(1.0, 1.0), n=1, details={"chance": 0.4, "lift_ci95": [0.5, 0.7]})
-    [sentence] = [each for each in headlines(empty_result(similarity={"rec2ftp": few})) if "corrected" in each]
+    [sentence] = [each for each in findings(empty_result(similarity={"rec2ftp": few})) if "corrected" in each]
     assert "Of the 1 answer that finetuning corrected, ICL corrected 1" in sentence
     assert "too few for a conclusion" in sentence
     assert "%" not in sentence

@@ -60,6 +60,7 @@ def fold(
 def _print(result: Any) -> None:
     from dualform.cli.printing import print_study
     from dualform.studies.comparison.table import accuracy_table, against_table, cost_table
-    from dualform.studies.fold.words import headlines
+    from dualform.studies.fold.words import headlines, notes
 
-    print_study(headlines(result), (accuracy_table(result), against_table(result), cost_table(result)), result.warnings)
+    tables = accuracy_table(result), against_table(result), cost_table(result)
+    print_study(headlines(result), tables, (*result.warnings, *notes(result)))

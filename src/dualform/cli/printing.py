@@ -30,15 +30,16 @@ class PlainConsole(Console):
 
 
 def print_study(verdict: Iterable[str], tables: Iterable[Table | RichTable], warnings: Iterable[str]) -> None:
-    """Print a study's sentences, tables and warnings to standard output."""
+    """Print a study's sentences, tables, and those warnings that are not among the sentences."""
     console = PlainConsole()
+    verdict = list(verdict)
     for sentence in verdict:
         console.print(Text(plain(sentence)))
     for table in tables:
         if table.row_count:
             console.print()
             console.print(table.terminal() if isinstance(table, Table) else table)
-    for warning in warnings:
+    for warning in dict.fromkeys(each for each in warnings if each not in verdict):
         console.print(Text(f"Note: {plain(warning)}", style="yellow"))
 
 

@@ -102,7 +102,8 @@ def run_study(
     if options.as_json:
         print_json(result.to_json())
     else:
-        print_study(study.view.headlines(result), study.view.tables(result), result.warnings)
+        view = study.view
+        print_study(view.headlines(result), view.tables(result), (*result.warnings, *view.notes(result)))
     say(f"\nReport: {folder.path / 'report.html'}")
     for hint in tracker.where:
         say(hint)

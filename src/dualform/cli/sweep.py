@@ -156,9 +156,9 @@ def _parameter(text: str) -> tuple[str, Any]:
 def _print(result: Any) -> None:
     from dualform.cli.printing import print_study
     from dualform.runs.sweep_table import sweep_tables
-    from dualform.runs.sweep_words import sweep_verdict
+    from dualform.runs.sweep_words import sweep_headlines, sweep_notes
 
-    print_study(sweep_verdict(result), sweep_tables(result), result.warnings)
+    print_study(sweep_headlines(result), sweep_tables(result), (*result.warnings, *sweep_notes(result)))
 
 
 def _dry_run(config: Any, groups: Any, store: str, workers: int | None, as_json: bool) -> None:

@@ -1,5 +1,6 @@
 """Parts of sentences that several reports share: lists, shares, differences in points, comparisons of intervals."""
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,29 @@ from dualform.report.numerals import (
 
 if TYPE_CHECKING:
     from dualform.result import Estimate
+
+
+MOST_HEADLINES = 4
+"""Most sentences of a verdict: a leading one and three more."""
+
+
+def count_sentences(text: str) -> int:
+    """Number of sentences in a text, of which the second and later ones start with a capital or a quotation mark."""
+    return len(re.findall(r"[.?!](?=\s+[A-Z“]|\s*$)", text))
+
+
+def leading_sentences(*findings: Sequence[str]) -> list[str]:
+    """The first findings that together have at most `MOST_HEADLINES` sentences.
+
+    Args:
+        findings: Findings, the most important first. The texts of one finding are taken together or not at all; a
+            finding that does not fit is skipped, so that shorter ones after it may be taken.
+    """
+    taken: list[str] = []
+    for finding in findings:
+        if sum(map(count_sentences, (*taken, *finding))) <= MOST_HEADLINES:
+            taken += finding
+    return taken
 
 
 def listed(parts: Sequence[str]) -> str:

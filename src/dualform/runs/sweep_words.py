@@ -14,7 +14,7 @@ from dualform.paired_t import student_interval
 from dualform.report.measures import in_order
 from dualform.report.numerals import MISSING, finite, known, rounded, rounded_interval
 from dualform.report.palette import learner_style, learners_in_order
-from dualform.report.phrases import capital, difference, in_points, listed, plural
+from dualform.report.phrases import capital, difference, in_points, leading_sentences, listed, plural
 from dualform.result import Result
 from dualform.studies.against_words import CANDIDATES, compare_accuracy, not_beaten
 from dualform.studies.baseline_words import above_guessing, collapsed, majority_level
@@ -42,6 +42,28 @@ class TaskMean:
     """The lowest number and its task."""
     high: tuple[float, str]
     """The highest number and its task."""
+
+
+def sweep_headlines(sweep: SweepResult) -> list[str]:
+    """At most four of the sentences of `sweep_verdict`: the winners, mean accuracies, similarity."""
+    results = comparison_results(sweep)
+    winners, means = _winner_sentences(results), _mean_accuracy_sentences(results)
+    similarity, others = _similarity_sentences(results)[:1], sweep_verdict(sweep)
+    ranked = [*winners, *means[:1], *similarity, *means[1:], *others]
+    return leading_sentences(*([sentence] for sentence in dict.fromkeys(ranked)))
+
+
+def sweep_notes(sweep: SweepResult) -> list[str]:
+    """The cautions among the sentences of `sweep_verdict`."""
+    results = comparison_results(sweep)
+    if not sweep.groups or not results:
+        return []
+    return [
+        *_guessing_sentences(results, only_problems=True),
+        *_zero_shot_sentences(results, only_problems=True),
+        *_collapse_sentences(results, only_problems=True),
+        *_limitation_sentences(sweep, results),
+    ]
 
 
 def sweep_verdict(sweep: SweepResult) -> list[str]:
@@ -346,12 +368,14 @@ def _format_difference(mean: TaskMean) -> str:
     return f"{text} points (95% CI over tasks {interval})"
 
 
-def _zero_shot_sentences(results: list[tuple[SweepGroup, Result]]) -> list[str]:
+def _zero_shot_sentences(results: list[tuple[SweepGroup, Result]], only_problems: bool = False) -> list[str]:
     above = [(group, learners_above_zero_shot(result)) for group, result in results]
     judged = [(group, keys) for group, keys in above if keys is not None]
     if not judged:
         return []
     without = [group for group, keys in judged if not keys]
+    if not without and only_problems:
+        return []
     if not without:
         return [f"At least one learner is significantly better than zero-shot in {_all_groups(len(judged))}."]
     count = f"{len(without)} of {plural(len(judged), 'group')}"
@@ -362,7 +386,7 @@ def _all_groups(n: int) -> str:
     return f"all {n:,} groups" if n > 1 else "the only group"
 
 
-def _guessing_sentences(results: list[tuple[SweepGroup, Result]]) -> list[str]:
+def _guessing_sentences(results: list[tuple[SweepGroup, Result]], only_problems: bool = False) -> list[str]:
     """In which groups no learner is significantly better than guessing and than always giving the most common label."""
     judged = []
     for group, result in results:
@@ -373,6 +397,8 @@ def _guessing_sentences(results: list[tuple[SweepGroup, Result]]) -> list[str]:
         return []
     without = [group for group, learned in judged if not learned]
     better = "significantly better than guessing and than always giving the most common label"
+    if not without and only_problems:
+        return []
     if not without:
         return [f"At least one learner is {better} in {_all_groups(len(judged))}."]
     count = f"{len(without)} of {plural(len(judged), 'group')}"
@@ -382,7 +408,7 @@ def _guessing_sentences(results: list[tuple[SweepGroup, Result]]) -> list[str]:
     ]
 
 
-def _collapse_sentences(results: list[tuple[SweepGroup, Result]]) -> list[str]:
+def _collapse_sentences(results: list[tuple[SweepGroup, Result]], only_problems: bool = False) -> list[str]:
     sentences = []
     for key in CANDIDATES:
         with_learner = [(group, result) for group, result in results if key in result.predictions]
@@ -392,7 +418,7 @@ def _collapse_sentences(results: list[tuple[SweepGroup, Result]]) -> list[str]:
             sentences.append(
                 f"{capital(_noun(key))} has collapsed into one class in {count}: {list_group_names(affected)}."
             )
-        elif key == "icl" and with_learner:
+        elif key == "icl" and with_learner and not only_problems:
             sentences.append(f"{capital(_noun(key))} has not collapsed into one class in any group.")
     return sentences
 

@@ -121,12 +121,15 @@ class View:
     """How a study's result is displayed."""
 
     headlines: Callable[["Result"], Sequence[str]]
-    """Sentences for the terminal, the most important first."""
+    """Sentences for the terminal, the most important first; four at most."""
     tables: Callable[["Result"], Sequence["Table | RichTable"]] = lambda result: ()
     """Tables for the terminal, at most 80 columns wide."""
     page: Callable[..., str] | None = None
     """Renders the result, and `StudyOutput.attention` where the study has it, as one HTML document that needs no
     network. None for a page of the headlines and tables."""
+    notes: Callable[["Result"], Sequence[str]] = lambda result: ()
+    """Further cautions for the terminal, printed like the result's warnings; sentences among the headlines are not
+    printed again."""
 
 
 @dataclass(frozen=True)
@@ -223,12 +226,18 @@ def _load(target: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def no_notes(result: "Result") -> Sequence[str]:
+    """No notes."""
+    return ()
+
+
 def study_in(package: str, config: str, *, name: str, noun: str = "", result: str = "", **facts: Any) -> Study:
     """The record of a study whose parts are modules of one package, each imported when it is first needed.
 
     Args:
         package: Name of the package. Its modules are `config.py` with the class of the settings, `run.py` with `run`,
-            `plan.py` with `plan`, `words.py` with `headlines`, `table.py` with `tables` and `page.py` with `render`.
+            `plan.py` with `plan`, `words.py` with `headlines` and, if it has any, `notes`, `table.py` with `tables`
+            and `page.py` with `render`.
         config: Name of the class of the settings, which has `from_settings`.
         name: See `Study.name`.
         noun: See `Study.noun`; by default the name.
@@ -242,7 +251,10 @@ def study_in(package: str, config: str, *, name: str, noun: str = "", result: st
         "run": lazy(f"{package}.run:run"),
         "plan": lazy(f"{package}.plan:plan"),
         "view": View(
-            lazy(f"{package}.words:headlines"), lazy(f"{package}.table:tables"), lazy(f"{package}.page:render")
+            lazy(f"{package}.words:headlines"),
+            lazy(f"{package}.table:tables"),
+            lazy(f"{package}.page:render"),
+            lambda result: getattr(importlib.import_module(f"{package}.words"), "notes", no_notes)(result),
         ),
     }
     if result:

@@ -4,7 +4,7 @@ import pytest
 
 from dualform.result import Result, Rounding, SeedEstimate
 from dualform.studies.comparison.rounding_words import TRAINED, rounding_section, rounding_sentences
-from dualform.studies.comparison.words import headlines
+from dualform.studies.comparison.words import findings
 from dualform.studies.pages import render_page
 from tests.report.example_result import example_result
 from tests.studies.known_controls import PAIRS
@@ -45,9 +45,7 @@ def test_the_verdict_names_the_numbers() -> None:
     verdict = " ".join(rounding_sentences(with_rounding(), "sim_aou_raw"))
     for number in ("(0.001)", "0.104 nats", "at most 0.422 nats", "5 of 40 answers change", "0.032", "0.987"):
         assert number in verdict, number
-    assert all(
-        sentence in headlines(with_rounding()) for sentence in rounding_sentences(with_rounding(), "sim_aou_raw")
-    )
+    assert all(sentence in findings(with_rounding()) for sentence in rounding_sentences(with_rounding(), "sim_aou_raw"))
 
 
 def test_a_repeat_that_diverged_is_named() -> None:

@@ -7,7 +7,7 @@ from dualform.report.phrases import compare_intervals
 from dualform.result import Accuracy, Calibrated, PairedTest, Predictions, Result, Similarity
 from dualform.studies.baseline_words import chance_level, collapsed
 from dualform.studies.comparison.similarity_words import judged_by, layers_above_floor
-from dualform.studies.comparison.words import cost_sentence, headlines
+from dualform.studies.comparison.words import cost_sentence, findings
 from dualform.studies.paired_words import generality, least_p, pair_sentences, paired_test, seeds_note
 from tests.report.example_result import empty_result, example_result, old_result
 
@@ -17,7 +17,7 @@ def accuracy(mean: float | None, low: float | None, high: float | None, n: int =
 
 
 def verdict(**changes) -> str:
-    return "\n".join(headlines(empty_result(**changes)))
+    return "\n".join(findings(empty_result(**changes)))
 
 
 def alike(value: Similarity, random: Similarity, **controls: Similarity) -> str:
@@ -30,11 +30,11 @@ def similarity(mean: float | None, low: float | None, high: float | None, **deta
 
 
 def test_an_empty_result_has_nothing_to_say():
-    assert headlines(empty_result()) == []
+    assert findings(empty_result()) == []
 
 
 def test_the_example_names_the_best_learner_and_those_level_with_it():
-    first = headlines(old_result())[0]
+    first = findings(old_result())[0]
     assert first.startswith("In-context learning has the highest mean accuracy, 72 %")
     assert "overlaps that of finetuning, LoRA and folding." in first
 
@@ -82,7 +82,7 @@ def test_a_control_that_scores_as_high_adds_a_caveat():
     random, score = similarity(0.0, -0.01, 0.01), similarity(0.2, 0.18, 0.22)
     text = alike(score, random, untrained=similarity(0.19, 0.17, 0.21))
     assert (
-        "the interval of SimAOU overlaps or lies below that of the control “untrained model”, 0.19 (0.17 to 0.21)"
+        "The interval of SimAOU overlaps or lies below that of the control “untrained model”, 0.19 (0.17 to 0.21)"
         in text
     )
     assert "overlaps or lies below" not in alike(score, random, untrained=similarity(0.05, 0.03, 0.07))
@@ -122,7 +122,7 @@ def test_a_learner_collapses_above_nine_tenths(share, fallen):
     result = empty_result(predictions=predictions)
     assert collapsed(result) == fallen
     if fallen:
-        [sentence] = [each for each in headlines(result) if "collapsed" in each]
+        [sentence] = [each for each in findings(result) if "collapsed" in each]
         assert sentence.startswith("Finetuning has collapsed into one class: it answers “good” to 90.1 %")
 
 
@@ -171,7 +171,7 @@ def placed(
 ) -> list[str]:
     named = {control: {key: each} for control, each in controls.items()}
     score = score or similarity(0.2, 0.18, 0.22)
-    return headlines(empty_result(similarity={key: score}, calibrated={key: where}, controls=named))
+    return findings(empty_result(similarity={key: score}, calibrated={key: where}, controls=named))
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def with_test(test: PairedTest, seeds: int = 7) -> Result:
 def test_a_difference_is_claimed_only_for_what_its_tests_show(p_queries, p_seeds, kind, claim):
     result = with_test(weighed(p_queries, p_seeds))
     assert generality(result.tests[0]) == kind
-    [sentence] = [each for each in headlines(result) if each.startswith("ICL is 5 points above finetuning")]
+    [sentence] = [each for each in findings(result) if each.startswith("ICL is 5 points above finetuning")]
     assert "(95 % interval +3 to +7)" in sentence
     # p-values and power are in the table.
     assert not re.search(r"\bp [=<]|power", sentence)
@@ -273,14 +273,14 @@ def test_a_test_in_the_other_direction_gives_the_same_sentence():
     assert turned is not None
     assert (turned.first, turned.difference) == ("icl", 0.05)
     assert turned.ci95 == pytest.approx((0.03, 0.07))
-    assert headlines(with_test(weighed(0.01, 0.2, gap=-0.05, first="ft"))) == headlines(with_test(weighed(0.01, 0.2)))
+    assert findings(with_test(weighed(0.01, 0.2, gap=-0.05, first="ft"))) == findings(with_test(weighed(0.01, 0.2)))
 
 
 def test_the_best_learner_is_judged_by_tests_if_there_are_any_and_not_by_overlap():
-    first = headlines(with_test(weighed(0.001, 0.0156)))[0]
+    first = findings(with_test(weighed(0.001, 0.0156)))[0]
     assert first.endswith("By paired tests it is ahead of finetuning for other queries and other demonstrations.")
     assert "overlaps" not in first
-    assert headlines(with_test(weighed(0.3, 0.3)))[0].endswith("it does not differ significantly from finetuning.")
+    assert findings(with_test(weighed(0.3, 0.3)))[0].endswith("it does not differ significantly from finetuning.")
 
 
 @pytest.mark.parametrize(("seeds", "least"), [(0, None), (1, None), (2, 0.5), (5, 0.0625), (6, 0.03125)])

@@ -36,7 +36,7 @@ from dualform.studies.experiment import Experiment
 from dualform.studies.fold import run as study
 from dualform.studies.fold.config import FoldConfig, fold_config
 from dualform.studies.fold.run import SavedFold, fold, truncated, verified
-from dualform.studies.fold.words import headlines
+from dualform.studies.fold.words import findings
 from dualform.studies.folds import make_fold, perplexity_passages
 from tests.studies.small import RecordedProgress, small_task
 from tests.tiny import save_tiny, tiny_tokenizer
@@ -272,7 +272,7 @@ def test_the_result_lies_beside_the_checkpoint_and_makes_a_page(place: Place) ->
 
     assert read_result(place.to) == written.result
     page = html.unescape(write_report(place.to).read_text(encoding="utf-8"))
-    sentences = headlines(written.result)
+    sentences = findings(written.result)
     assert sentences
     for sentence in sentences:
         assert sentence in page

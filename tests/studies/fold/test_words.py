@@ -8,7 +8,7 @@ from dualform.report.numerals import MISSING
 from dualform.result import Accuracy, Cost, Estimate, FoldReport, Predictions, PromptingComparison, Result, WrittenFold
 from dualform.studies.against_words import recovered_share
 from dualform.studies.comparison.table import against_table
-from dualform.studies.fold.words import headlines
+from dualform.studies.fold.words import findings
 from tests.studies.comparison.test_table import printed
 
 
@@ -57,7 +57,7 @@ def folded(
 
 
 def test_a_good_fold_is_compared_with_chance_and_zero_shot() -> None:
-    first, *rest = headlines(folded())
+    first, *rest = findings(folded())
     assert first.startswith("Folded ")
     for part in ("93.0 %", "by chance 90.4 %", "without the fold 70.0 %"):
         assert part in first
@@ -76,7 +76,7 @@ def test_a_good_fold_is_compared_with_chance_and_zero_shot() -> None:
     ],
 )
 def test_cautions_come_first(changes: dict[str, Any], words: str) -> None:
-    assert words in headlines(folded(**changes))[0]
+    assert words in findings(folded(**changes))[0]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_cautions_come_first(changes: dict[str, Any], words: str) -> None:
 def test_a_share_outside_of_0_to_150_per_cent_is_undefined(share: float | None, displayed: str) -> None:
     result = folded(share=share)
     assert recovered_share(result.against_icl["fold"]) == displayed
-    text = " ".join(headlines(result))
+    text = " ".join(findings(result))
     if share is None or displayed == "undefined":
         assert "gain over zero-shot is undefined" in text
     else:
@@ -102,7 +102,7 @@ def test_a_share_outside_of_0_to_150_per_cent_is_undefined(share: float | None, 
 )
 def test_text_and_table_show_the_same_break_even(queries: float | None, words: str) -> None:
     result = folded(break_even=queries)
-    assert f"read with every query {words}" in " ".join(headlines(result))
+    assert f"read with every query {words}" in " ".join(findings(result))
     displayed = words.removeprefix("after ").removesuffix(" queries").replace("from the first query", "0")
     assert displayed in printed(against_table(result))
 
@@ -111,4 +111,4 @@ def test_a_comparison_has_no_such_verdict() -> None:
     result = folded()
     assert result.fold is not None
     plain = result.model_copy(update={"fold": result.fold.model_copy(update={"written": None})})
-    assert headlines(plain) == []
+    assert findings(plain) == []

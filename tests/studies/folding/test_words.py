@@ -6,7 +6,7 @@ from dualform.studies.folding.result import Folding
 from dualform.studies.folding.words import (
     axes_in_order,
     composition_sentences,
-    headlines,
+    findings,
     perplexity_sentence,
     transfer_sentences,
     values_as_numbers,
@@ -27,17 +27,17 @@ from tests.report.example_result import empty_result
 
 def sentences_of(*points, **changes) -> list[str]:
     nothing: dict[str, Any] = {"perplexity": None, "transfer": [], "compositions": []}
-    return headlines(example_folding(folding=study(points=list(points), **(nothing | changes))))
+    return findings(example_folding(folding=study(points=list(points), **(nothing | changes))))
 
 
 def test_without_points_there_are_no_findings():
-    assert headlines(empty_result(study="folding")) == []
+    assert findings(empty_result(study="folding")) == []
     assert sentences_of() == []
     assert sentences_of(point("method", "ridge", NOTHING))[:-1] == []
 
 
 def test_the_best_method_comes_first_with_what_it_is_compared_with():
-    first, second, third, *_ = headlines(example_folding())
+    first, second, third, *_ = findings(example_folding())
     assert first == (
         "Of 6 folding methods, “KV momentum” is the most accurate: 72 % (69 to 75 %), compared with 57 % for "
         "zero-shot, 72 % for in-context learning and 68 % for finetuning. It is significantly more accurate than "
@@ -128,9 +128,9 @@ def test_the_default_method_is_reported_if_another_is_the_most_accurate():
     assert (
         "The default method “ridge”, which was not chosen by these queries, reaches 70 % (67 to 73 %): it is "
         "significantly more accurate than zero-shot, and not significantly different from in-context learning."
-    ) in headlines(named)
+    ) in findings(named)
     best = example_folding(folding=folding, config={"fold": {"method": "other"}})
-    assert "default" not in "".join(headlines(best))
+    assert "default" not in "".join(findings(best))
 
 
 def test_names_are_compared_with_the_best_of_them():

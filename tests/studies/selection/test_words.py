@@ -1,7 +1,7 @@
 import pytest
 
 from dualform.result import Estimate
-from dualform.studies.selection.words import choice_name, headlines
+from dualform.studies.selection.words import choice_name, findings
 from tests.report.example_result import empty_result
 from tests.report.example_selection import choice, example_selection, study
 
@@ -9,16 +9,16 @@ NOTHING = (0.0, -0.02, 0.02)
 
 
 def text_of(*choices, **changes) -> str:
-    return "\n".join(headlines(example_selection(selection=study(*choices, **changes))))
+    return "\n".join(findings(example_selection(selection=study(*choices, **changes))))
 
 
 def test_without_choices_there_are_no_findings():
-    assert headlines(empty_result(study="selection")) == []
-    assert headlines(example_selection(selection=study())) == []
+    assert findings(empty_result(study="selection")) == []
+    assert findings(example_selection(selection=study())) == []
 
 
 def test_the_largest_significant_optimism_comes_first():
-    first = headlines(example_selection())[0]
+    first = findings(example_selection())[0]
     assert first == (
         "Choosing by finetuning's accuracy on the report queries inflates the accuracy of finetuning most, by +6.1 "
         "points (+3.2 to +9.0); 4 of 8 accuracies of chosen settings are significantly too high."
@@ -134,7 +134,7 @@ def test_a_measure_without_a_number_for_one_choice_is_compared_over_the_others()
 
 
 def test_the_last_sentence_counts_the_queries():
-    assert headlines(example_selection())[-1] == (
+    assert findings(example_selection())[-1] == (
         "Based on choices by 100 validation queries or 200 report queries, evaluated on 300 untouched queries."
     )
 

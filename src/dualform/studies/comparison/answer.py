@@ -8,7 +8,7 @@ from dualform.result import Result
 from dualform.studies.against_words import compare_accuracy, not_beaten
 from dualform.studies.baseline_words import above_guessing, guessing_phrase, majority_level
 from dualform.studies.comparison.similarity_words import judged_by, judgement
-from dualform.studies.comparison.words import headlines
+from dualform.studies.comparison.words import findings
 from dualform.studies.fold import words as fold_words
 from dualform.studies.paired_words import HOLDS_FOR, generality, paired_test
 
@@ -37,12 +37,12 @@ def which_to_use(result: Result) -> str:
     Args:
         result: Any result; for one written by `dualform fold`, the sentence is about the fold.
     """
-    folded = fold_words.headlines(result)
+    folded = fold_words.findings(result)
     if folded:
         return folded[0]
     keys = [key for key in learners_in_order(result.accuracy) if finite(result.accuracy[key].mean) is not None]
     if not keys:
-        return next(iter(headlines(result)), "")
+        return next(iter(findings(result)), "")
     if any(is_few(result.accuracy[key]) for key in keys):
         return f"Too few answers for a recommendation: {_shares(result, keys)} are correct."
     if majority_level(result) == 1.0:

@@ -18,7 +18,7 @@ from dualform.studies.comparison.answer import MOST_MEASURES, acts_alike, first_
 from dualform.studies.comparison.explorer import explorer_section
 from dualform.studies.comparison.rounding_words import rounding_section
 from dualform.studies.comparison.similarity_words import layers_above_floor
-from dualform.studies.comparison.words import cost_sentence, headlines
+from dualform.studies.comparison.words import cost_sentence, findings
 from dualform.studies.fold import words as fold_words
 from dualform.studies.glossary import DEMONSTRATION, SEEDS_AND_QUERIES, learner_terms
 from dualform.studies.paired_words import pair_sentences, seeds_note
@@ -56,7 +56,7 @@ def render(result: Result, attention: AttentionRecord | None = None) -> str:
     return study_page(
         result,
         title=_title(result),
-        sentences=[*fold_words.headlines(result), *headlines(result)],
+        sentences=[*fold_words.findings(result), *findings(result)],
         nothing="This result holds no accuracies and no measures of similarity.",
         answer=which_to_use(result),
         charts=[first_chart],

@@ -34,6 +34,27 @@ def similarity_sentences(result: Result) -> list[str]:
     return _update_similarity(result) + _recovered(result) + _guessing_caveat(result)
 
 
+def similarity_headline(result: Result) -> list[str]:
+    """The similarity of the updates by ICL and by finetuning in one sentence; empty if it was not measured."""
+    judged = judged_by(result)
+    if judged is None:
+        return _compared_with_chance(result)[:1]
+    key, name = judged
+    place = result.calibrated[key]
+    updates = "Similarity of the updates by ICL and by finetuning"
+    if finite(place.mean) is None:
+        return [f"{updates}, {name}: no scale, because the ceiling is not above the floor."]
+    return [f"{updates}, {name} from 0 (floor) to 1 (ceiling): {score_in_prose(place, most=2)}, {judgement(place)}."]
+
+
+def similarity_caveats(result: Result) -> list[str]:
+    """The `similarity_sentences` that limit what the headline says."""
+    judged = judged_by(result)
+    if judged is None:
+        return _compared_with_chance(result)[1:] + _guessing_caveat(result)
+    return _not_specific(result, *judged) + _untrained(result, *judged) + _guessing_caveat(result)
+
+
 def judged_by(result: Result) -> tuple[str, str] | None:
     """The measure by which the verdict judges similarity, with its name; None if no measure was calibrated."""
     calibrated = [
@@ -168,7 +189,7 @@ def _matched_by_control(result: Result, key: str, name: str) -> list[str]:
     if not matched:
         return []
     return [
-        f"But the interval of {name} overlaps or lies below that of the control"
+        f"The interval of {name} overlaps or lies below that of the control"
         f"{'s' if len(matched) > 1 else ''} {listed(matched)}: by itself it does not "
         "show that ICL and finetuning learn the same thing."
     ]

@@ -13,12 +13,18 @@ from dualform.report.phrases import (
     compare_intervals,
     gap_in_prose,
     is_few,
+    leading_sentences,
     share_with_named_interval,
 )
 from dualform.result import FEWEST_FOR_INTERVAL, Result
 from dualform.studies.baseline_words import above_guessing, collapsed, guessing_sentences
 from dualform.studies.comparison.rounding_words import rounding_sentences
-from dualform.studies.comparison.similarity_words import judged_by, similarity_sentences
+from dualform.studies.comparison.similarity_words import (
+    judged_by,
+    similarity_caveats,
+    similarity_headline,
+    similarity_sentences,
+)
 from dualform.studies.paired_words import ahead_of, describe_test, paired_test
 
 SMALL_BELOW = 100
@@ -26,7 +32,28 @@ SMALL_BELOW = 100
 
 
 def headlines(result: Result) -> list[str]:
-    """The verdict's sentences, most important first.
+    """At most four of the `findings`: the best learner, ICL compared with finetuning, and their similarity."""
+    best = _best_learner(result)
+    comparisons = (_icl_compared_with_ft(result), similarity_headline(result))
+    return leading_sentences(*([guessing_sentences(result)] if _may_guess(result) else []), best, *comparisons)
+
+
+def notes(result: Result) -> list[str]:
+    """The cautions among the `findings`."""
+    if not headlines(result):
+        return []
+    judged = judged_by(result)
+    return [
+        *guessing_sentences(result),
+        *similarity_caveats(result),
+        *rounding_sentences(result, None if judged is None else judged[0]),
+        *_collapsed_learners(result),
+        *_sample_size_warnings(result),
+    ]
+
+
+def findings(result: Result) -> list[str]:
+    """All sentences about the result, most important first.
 
     Args:
         result: Any result; missing parts are skipped.
@@ -37,17 +64,19 @@ def headlines(result: Result) -> list[str]:
     """
     sentences = _best_learner(result)
     guessing = guessing_sentences(result)
-    # If even the best learner may be guessing, say so first: everything else depends on it.
-    best = best_learners(result)
-    if guessing and all(above_guessing(result, key) is not True for key in best):
-        sentences = guessing + sentences
-    else:
-        sentences += guessing
+    sentences = guessing + sentences if _may_guess(result) else sentences + guessing
     sentences += _icl_compared_with_ft(result) + similarity_sentences(result)
     judged = judged_by(result)
     sentences += rounding_sentences(result, None if judged is None else judged[0])
     sentences += _collapsed_learners(result)
     return sentences + _sample_size_warnings(result) if sentences else []
+
+
+def _may_guess(result: Result) -> bool:
+    """Whether even the best learner may be guessing. That is said first, because everything else depends on it."""
+    return bool(guessing_sentences(result)) and all(
+        above_guessing(result, key) is not True for key in best_learners(result)
+    )
 
 
 def best_learners(result: Result) -> list[str]:

@@ -10,6 +10,7 @@ STUDY = study_in(
         lazy(f"{__name__}.words:headlines"),
         lazy(f"{__name__}.words:tables"),
         lazy("dualform.studies.comparison.page:render"),
+        lazy(f"{__name__}.words:notes"),
     ),
     several_seeds=False,
 )

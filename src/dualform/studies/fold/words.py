@@ -1,7 +1,7 @@
 """Sentences on a written fold, for the terminal and the page."""
 
 from dualform.report.numerals import MISSING, finite, known, percent, percent_interval
-from dualform.report.phrases import OUTSIDE, is_few, is_undefined, plural, share
+from dualform.report.phrases import OUTSIDE, is_few, is_undefined, leading_sentences, plural, share
 from dualform.report.table import Table
 from dualform.result import FEWEST_FOR_INTERVAL, PromptingComparison, Result
 from dualform.studies.against_words import break_even, compare_accuracy, recovered_share
@@ -10,6 +10,16 @@ from dualform.studies.comparison.table import accuracy_table, against_table, cos
 
 
 def headlines(result: Result) -> list[str]:
+    """At most four of the `findings`; empty where no fold was written."""
+    return leading_sentences(*([sentence] for sentence in findings(result)))
+
+
+def notes(result: Result) -> list[str]:
+    """The `findings` that are in no table: reasons why the fold may be worth little, and what was written."""
+    return [*_cautions(result), *_written(result)] if findings(result) else []
+
+
+def findings(result: Result) -> list[str]:
     """What was folded and how good it is, after any reason why the fold may be worth little.
 
     Args:

@@ -19,7 +19,7 @@ from dualform.studies.folding.words import (
     axis_name,
     best_point,
     composition_sentences,
-    headlines,
+    findings,
     is_scale,
     perplexity_sentence,
     points_on,
@@ -60,7 +60,7 @@ def render(result: FoldingResult) -> str:
     return study_page(
         result,
         title=titled("folding", result.model.get("name"), result.task.get("name")),
-        sentences=headlines(result),
+        sentences=findings(result),
         nothing="This result holds no folding study.",
         charts=list(figures.values())[:1],
         facts=_facts(result),

@@ -15,6 +15,7 @@ from dualform.report.phrases import (
     difference,
     difference_interval,
     is_undefined,
+    leading_sentences,
     listed,
     share_in_prose,
     share_with_interval,
@@ -39,7 +40,33 @@ LOGARITHMIC = ("k", "texts", "strength")
 
 
 def headlines(result: FoldingResult) -> list[str]:
-    """The findings, the most important first.
+    """At most four of the `findings`: the best fold, how it answers, and what folding does to plain text."""
+    folding = result.folding
+    if folding is None:
+        return []
+    best = [[sentence] for sentence in _best_fold_sentences(folding)]
+    perplexity = [] if folding.perplexity is None else [perplexity_sentence(folding.perplexity)]
+    singles = [[sentence] for sentence in findings(result)]
+    return leading_sentences(_guessing_sentences(result, folding), *best[:2], perplexity, *best[2:]) or (
+        leading_sentences(*singles)
+    )
+
+
+def notes(result: FoldingResult) -> list[str]:
+    """The cautions among the `findings`, and what the accuracies are computed from."""
+    folding = result.folding
+    if folding is None:
+        return []
+    return [
+        *_guessing_sentences(result, folding),
+        *_best_fold_sentences(folding)[2:],
+        *_default_method_sentences(result, folding),
+        *_basis(folding),
+    ]
+
+
+def findings(result: FoldingResult) -> list[str]:
+    """All sentences about the result, the most important first.
 
     Args:
         result: Any result; missing parts are skipped.
@@ -62,11 +89,16 @@ def headlines(result: FoldingResult) -> list[str]:
     if folding.perplexity is not None:
         sentences.append(perplexity_sentence(folding.perplexity))
     sentences += transfer_sentences(folding.transfer) + composition_sentences(folding.compositions)
+    return sentences + _basis(folding)
+
+
+def _basis(folding: Folding) -> list[str]:
+    """What the accuracies are computed from."""
     if not folding.points:
-        return sentences
+        return []
     n = {point.accuracy.n for point in folding.points}
     pairs = count(min(n)) if len(n) == 1 else f"{count(min(n))} to {count(max(n))}"
-    return [*sentences, f"Each accuracy is a mean over {pairs} (seed, query) pairs."]
+    return [f"Each accuracy is a mean over {pairs} (seed, query) pairs."]
 
 
 def axes_in_order(folding: Folding) -> list[str]:

@@ -12,8 +12,9 @@ STUDY = study_in(
     configure=lazy(f"{__name__}.config:regression_config"),
     plan_samples=lazy(f"{__name__}.plan:samples"),
     view=View(
-        lazy(f"{__name__}.words:laboratory_verdict"),
+        lazy(f"{__name__}.words:headlines"),
         lazy(f"{__name__}.table:claim_tables"),
         lazy(f"{__name__}.page:render_regression"),
+        lazy(f"{__name__}.words:notes"),
     ),
 )

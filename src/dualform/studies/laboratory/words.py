@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dualform.report.numerals import MISSING, Interval, finite, known
-from dualform.report.phrases import capital, plural
+from dualform.report.phrases import capital, leading_sentences, plural
 from dualform.result import Estimate
 from dualform.studies.laboratory.result import Claim, LaboratoryResult, LabStudy
 
@@ -69,6 +69,18 @@ def status(claim: Claim) -> str:
     if claim.must_fail:
         return HOLDS_UNEXPECTEDLY if claim.holds else FAILS_AS_EXPECTED
     return HOLDS if claim.holds else FAILS
+
+
+def headlines(result: LaboratoryResult) -> list[str]:
+    """At most four of the sentences of `laboratory_verdict`: the number of claims that hold, then the first others."""
+    first, *others = laboratory_verdict(result) or [""]
+    return leading_sentences([first], *([sentence] for sentence in others)) if first else []
+
+
+def notes(result: LaboratoryResult) -> list[str]:
+    """The claims that are not as expected."""
+    studies = result.laboratory.studies if result.laboratory is not None else []
+    return [_problem(study, claim) for study in studies for claim in study.claims if not as_expected(claim)]
 
 
 def laboratory_verdict(result: LaboratoryResult) -> list[str]:

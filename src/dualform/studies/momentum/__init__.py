@@ -10,9 +10,10 @@ STUDY = study_in(
     configure=lazy(f"{__name__}.config:momentum_config"),
     plan_samples=lazy(f"{__name__}.plan:samples"),
     view=View(
-        lazy(f"{__name__}.words:momentum_verdict"),
+        lazy(f"{__name__}.words:headlines"),
         lazy(f"{__name__}.table:momentum_tables"),
         lazy(f"{__name__}.page:render_momentum"),
+        lazy(f"{__name__}.words:notes"),
     ),
     reads=lazy(f"{__name__}.config:reads"),
 )

@@ -7,7 +7,14 @@ import math
 from collections.abc import Sequence
 
 from dualform.report.numerals import decimal, finite, known, percent, significant
-from dualform.report.phrases import compare_intervals, difference, difference_interval, listed, plural
+from dualform.report.phrases import (
+    compare_intervals,
+    difference,
+    difference_interval,
+    leading_sentences,
+    listed,
+    plural,
+)
 from dualform.result import Paired
 from dualform.studies.momentum.figures import (
     MOMENTUM,
@@ -77,6 +84,34 @@ CHANCE_IN = 20
 
 VERDICTS = {-1: "better", 1: "worse", 0: "not significantly different", None: "no interval, so no conclusion"}
 """Sign of a difference of losses (0 if its interval contains 0, None without an interval) -> conclusion."""
+
+
+def headlines(result: MomentumResult) -> list[str]:
+    """At most four of the sentences of `momentum_verdict`: momentum, its best arm, averaging, tasks.
+
+    For a run without momentum attention, the first ones on models that were trained without it or on regression.
+    """
+    report = result.momentum
+    if report is None:
+        return []
+    length = full_length(report)
+    best = best_momentum(report, length)
+    pretrained = [each for name, records in by_model(report).items() for each in pretrained_sentences(name, records)]
+    regression = regression_sentences(report.regression) if report.regression is not None else []
+    others = [*averaging_sentences(report), *task_sentences(report)[:1], *pretrained, *dual_sentences(report)]
+    return leading_sentences(
+        _lead(report, length),
+        [] if best is None else _arm(best, length),
+        *([sentence] for sentence in (*others, *regression, *_lowest(report, length))),
+    )
+
+
+def notes(result: MomentumResult) -> list[str]:
+    """The cautions among the sentences of `momentum_verdict`."""
+    report = result.momentum
+    if report is None:
+        return []
+    return [*task_sentences(report)[1:], *caution_sentences(report)]
 
 
 def momentum_verdict(result: MomentumResult) -> list[str]:
@@ -358,16 +393,17 @@ def _lead(report: MomentumReport, length: str | None) -> list[str]:
 
 def _arms(report: MomentumReport, length: str | None) -> list[str]:
     """Each arm compared with its baseline."""
-    sentences = []
-    for arm in report.arms:
-        if arm.baseline is None:
-            continue
-        paired = difference_at(arm, length)
-        if paired is None:
-            sentences.append(f"“{arm.name}” could not be compared with “{arm.baseline}”: a loss is missing.")
-            continue
-        sentences.append(f"“{arm.name}” minus “{arm.baseline}”: {_measured(paired)}: {VERDICTS[side(paired)]}.")
-    return sentences
+    return [sentence for arm in report.arms for sentence in _arm(arm, length)]
+
+
+def _arm(arm: MomentumArm, length: str | None) -> list[str]:
+    """One arm compared with its baseline; empty for an arm without one."""
+    if arm.baseline is None:
+        return []
+    paired = difference_at(arm, length)
+    if paired is None:
+        return [f"“{arm.name}” could not be compared with “{arm.baseline}”: a loss is missing."]
+    return [f"“{arm.name}” minus “{arm.baseline}”: {_measured(paired)}: {VERDICTS[side(paired)]}."]
 
 
 def _lowest(report: MomentumReport, length: str | None) -> list[str]:

@@ -10,7 +10,7 @@ from dualform.studies.glossary import DEMONSTRATION, learner_terms
 from dualform.studies.selection.charts import optimism_chart, similarity_by_choice_chart
 from dualform.studies.selection.result import SelectionResult
 from dualform.studies.selection.table import choices_table, optimism_table, similarity_table
-from dualform.studies.selection.words import choice_name, headlines
+from dualform.studies.selection.words import choice_name, findings
 
 GLOSSARY: tuple[tuple[str, str], ...] = (
     DEMONSTRATION,
@@ -42,7 +42,7 @@ def render(result: SelectionResult) -> str:
     return study_page(
         result,
         title=titled("selection", result.model.get("name"), result.task.get("name")),
-        sentences=headlines(result),
+        sentences=findings(result),
         nothing="This result holds no selection study.",
         charts=[
             Figure(

@@ -7,17 +7,45 @@ queries. A choice is said to inflate a learner's accuracy only if the 95 % inter
 from dualform.report.measures import in_order, measure_of
 from dualform.report.numerals import count, decimal, decimal_interval, finite, known, significant
 from dualform.report.palette import learner_style, learners_in_order
-from dualform.report.phrases import compare_intervals, difference, difference_interval, is_few, listed, plural
+from dualform.report.phrases import (
+    compare_intervals,
+    difference,
+    difference_interval,
+    is_few,
+    leading_sentences,
+    listed,
+    plural,
+)
 from dualform.result import Estimate
 from dualform.studies.baseline_words import guessing_sentences
-from dualform.studies.selection.result import Choice, ChoiceScore, SelectionResult
+from dualform.studies.selection.result import Choice, ChoiceScore, Selection, SelectionResult
 
 EQUAL_WITHIN = 0.1
 """Two budgets are called equal if the larger exceeds the smaller by at most this share."""
 
 
 def headlines(result: SelectionResult) -> list[str]:
-    """The findings, the most important first.
+    """At most four of the `findings`: the largest optimism, similarity, and the budgets of the searches."""
+    selection = result.selection
+    if selection is None or not selection.choices:
+        return []
+    similarity, budgets = _similarity(result), _budgets(selection.choices)
+    singles = [[sentence] for sentence in (*similarity[:1], *budgets[:1], *similarity[1:])]
+    return leading_sentences(guessing_sentences(result), _overall(selection.choices), *singles)
+
+
+def notes(result: SelectionResult) -> list[str]:
+    """The cautions among the `findings`, and the numbers of queries."""
+    selection = result.selection
+    if selection is None or not selection.choices:
+        return []
+    unchosen = (choice for choice in selection.choices if choice.select == "none")
+    uneven = [sentence for choice in unchosen for sentence in _optimism(choice)]
+    return [*guessing_sentences(result), *uneven, _basis(selection)]
+
+
+def findings(result: SelectionResult) -> list[str]:
+    """All sentences about the result, the most important first.
 
     Args:
         result: Any result; missing parts are skipped.
@@ -34,10 +62,17 @@ def headlines(result: SelectionResult) -> list[str]:
         *[sentence for choice in selection.choices for sentence in _optimism(choice)],
         *_budgets(selection.choices),
         *_similarity(result),
+        _basis(selection),
+    ]
+
+
+def _basis(selection: Selection) -> str:
+    """On how many queries the choices and their evaluation are based."""
+    return (
         f"Based on choices by {plural(selection.n_validation, 'validation query', 'validation queries')} or "
         f"{plural(selection.n_report, 'report query', 'report queries')}, evaluated on "
-        f"{plural(selection.n_untouched, 'untouched query', 'untouched queries')}.",
-    ]
+        f"{plural(selection.n_untouched, 'untouched query', 'untouched queries')}."
+    )
 
 
 def choice_name(choice: Choice) -> str:

@@ -161,6 +161,18 @@ def _gain_sentences(model: ModelStability, key: str) -> list[str]:
     return [sentence]
 
 
+def reasons_for_stability(model: ModelStability) -> list[str]:
+    """Learners that may be stable only because their runs collapse or because they hardly change accuracy."""
+    sentences = []
+    for key in learners_in_order(each for each in model.learners if each.startswith("ft")):
+        caution = _collapse_caution(learner_style(key).noun, model.learners[key].plain).removeprefix(" But ")
+        sentences += [caution] if caution else []
+        gain = gain_over_zero_shot(model, key)
+        if gain is not None and abs(gain) < SMALL_CHANGE:
+            sentences += _gain_sentences(model, key)
+    return sentences
+
+
 def size_sentences(result: StabilityResult) -> list[str]:
     """Whether larger models are more stable."""
     assert result.stability is not None

@@ -13,6 +13,7 @@ from dualform.report.phrases import (
     compare_intervals,
     difference,
     difference_interval,
+    leading_sentences,
     listed,
     plural,
     share_with_interval,
@@ -23,6 +24,7 @@ from dualform.studies.stability.collapse_words import collapse_sentences
 from dualform.studies.stability.contrast_words import (
     compare_ft_with_icl,
     overall_sentences,
+    reasons_for_stability,
     runs_with_true_labels,
     size_sentences,
 )
@@ -30,7 +32,7 @@ from dualform.studies.stability.result import LearnerStability, ModelStability, 
 
 
 def headlines(result: StabilityResult) -> list[str]:
-    """The sentences that `dualform stability` prints. The page shows the other findings next to their charts.
+    """At most four sentences: stability, the effect of choosing the set, and size.
 
     Args:
         result: Any result; missing parts are skipped.
@@ -39,8 +41,29 @@ def headlines(result: StabilityResult) -> list[str]:
         Plain text, which must be escaped for HTML because it may contain model names and label words. Empty if the
         result holds no stability study.
     """
-    answers = stability_answers(result)
-    return [sentence for question in ("stable", "fair", "size", "basis") for sentence in answers.get(question, [])]
+    if result.stability is None or not result.stability.models:
+        return []
+    models, contrasts = result.stability.models, result.stability.contrasts
+    stable = stability_answers(result)["stable"]
+    lead = overall_sentences(contrasts)[:1] if len(models) > 1 else []
+    fair = _per_model(models, lambda _, model: _fair_headline(model))
+    size = size_sentences(result) if len(models) > 1 else []
+    return leading_sentences(lead or stable[:1], *([sentence] for sentence in (*fair, *size, *stable[1:])))
+
+
+def notes(result: StabilityResult) -> list[str]:
+    """Cautions about the findings, and how many runs they are based on."""
+    if result.stability is None or not result.stability.models:
+        return []
+    models = result.stability.models
+    size = size_sentences(result)
+    return [
+        *_per_model(models, lambda _, model: _guessing(result, model)),
+        *_per_model(models, lambda _, model: reasons_for_stability(model)),
+        # A caution about the number of models comes last.
+        *size[-1:],
+        *_basis(result),
+    ]
 
 
 def stability_answers(result: StabilityResult) -> dict[str, list[str]]:
@@ -165,6 +188,18 @@ def _effects(learner: LearnerStability, rules: Sequence[str]) -> str:
     """`flipped ones (95 % interval of the difference -18.0 to -11.5 points)`."""
     intervals = [f"{difference_interval(learner.label_effects[rule].ci95)} points" for rule in rules]
     return f"{listed(rules)} ones (95 % interval of the difference {listed(intervals)})"
+
+
+def _fair_headline(model: ModelStability) -> list[str]:
+    """ICL minus FT on other queries, if the set is chosen by ICL's accuracy on half of them, in one sentence."""
+    chosen = next((gap for gap in model.fairness if gap.select == "icl"), None)
+    if chosen is None or finite(chosen.gap_untouched.mean) is None:
+        return []
+    return [
+        "If the set is chosen by in-context learning's accuracy on half of the queries, in-context learning minus "
+        f"finetuning is {difference(chosen.gap_untouched.mean)} points on the other half (95 % interval "
+        f"{difference_interval(chosen.gap_untouched.ci95)})."
+    ]
 
 
 def _fair(model: ModelStability) -> list[str]:
