@@ -1,4 +1,4 @@
-"""How alike two settings are outside: which examples they get right, and how they spread probability."""
+"""Similarity of two settings' outputs: which examples they answer correctly, and their distributions."""
 
 from dataclasses import dataclass
 
@@ -11,27 +11,27 @@ from dualform.ops.cosine import cosine, require_same_shape, result_dtype, widene
 
 @dataclass(frozen=True)
 class Rec2FTP:
-    """Recall of finetuning's corrections by context, with the numbers that it must be read beside.
+    """Recall of finetuning's corrections by in-context learning, with the counts and references to interpret it.
 
-    Ratios are in [0, 1] and NaN when their denominator is 0.
+    Ratios are in [0, 1] and NaN if their denominator is 0.
     """
 
     value: float
-    """Share of the examples that finetuning fixed which context fixed too: numerator / denominator."""
+    """Of the examples that FT corrected, the share that ICL corrected too: numerator / denominator."""
     numerator: int
     """N(FT right, ICL right, ZSL wrong)."""
     denominator: int
     """N(FT right, ZSL wrong)."""
     chance: float
-    """P(ICL right | ZSL wrong): what `value` would be if the two fixed examples independently."""
+    """P(ICL right | ZSL wrong), the expectation of `value` if FT and ICL corrected examples independently."""
     chance_numerator: int
     """N(ICL right, ZSL wrong)."""
     chance_denominator: int
     """N(ZSL wrong)."""
     lift: float
-    """value - chance, in [-1, 1]; NaN when either is."""
+    """value - chance, in [-1, 1]; NaN if either is NaN."""
     reverse: float
-    """Share of the examples that finetuning broke which context broke too."""
+    """Of the examples that only ZSL answers correctly and FT does not, the share that ICL answers wrongly too."""
     reverse_numerator: int
     """N(FT wrong, ICL wrong, ZSL right)."""
     reverse_denominator: int
@@ -45,7 +45,7 @@ class Rec2FTP:
 
 
 def rec2ftp(zsl_right: Tensor, icl_right: Tensor, ft_right: Tensor) -> Rec2FTP:
-    """Of the examples that finetuning fixed, the share that context fixed too; with chance and flips beside it.
+    """Of the examples that finetuning corrected, the share that in-context learning corrected too.
 
     Args:
         zsl_right: True where the zero-shot prediction is right, boolean, of shape `(example)`.
@@ -53,14 +53,14 @@ def rec2ftp(zsl_right: Tensor, icl_right: Tensor, ft_right: Tensor) -> Rec2FTP:
         ft_right: The same under FT, `(example)`.
 
     Returns:
-        Ratios with their counts; NaN, with the count 0, when finetuning fixed nothing.
+        Ratios with their counts. `value` is NaN, with a denominator of 0, if finetuning corrected nothing.
 
     Raises:
         ShapeError: The shapes differ, or a tensor is not boolean.
 
     Source:
-        Rec2FTP, arXiv:2212.10559v3, section 4.3. Chance level, lift, reverse flips and Jaccard are dualform's
-        own: an ICL that is nearly always right recalls nearly everything, whatever finetuning did.
+        Rec2FTP, arXiv:2212.10559v3, section 4.3. Chance level, lift, reverse and Jaccard are
+        dualform's own: if ICL is nearly always right, Rec2FTP is high whatever finetuning did.
     """
     require_same_shape("example", zsl_right=zsl_right, icl_right=icl_right, ft_right=ft_right)
     for name, right in (("zsl_right", zsl_right), ("icl_right", icl_right), ("ft_right", ft_right)):
@@ -100,14 +100,14 @@ def label_agreement(a: Tensor, b: Tensor) -> Tensor:
         b: The same under another setting, `(example, label)`.
 
     Returns:
-        1 where the highest label is the same (the first of equals counts), else 0, of shape `(example)`; NaN where
-        a row holds a NaN.
+        1 where the label with the highest score is the same (of equal scores the first counts), else 0, of shape
+        `(example)`; NaN where a row contains a NaN.
 
     Raises:
         ShapeError: The shapes differ.
 
     Source:
-        dualform's own; "output agreement" beside arXiv:2310.08540.
+        dualform's own; compare "output agreement" in arXiv:2310.08540.
     """
     require_same_shape("... label", a=a, b=b)
     same = (a.argmax(-1) == b.argmax(-1)).to(result_dtype(a, b))
@@ -123,13 +123,13 @@ def total_variation(log_p: Tensor, log_q: Tensor) -> Tensor:
         log_q: The same under another setting, `(example, label)`.
 
     Returns:
-        Distances in [0, 1], of shape `(example)`; NaN where a row is NaN or -inf throughout.
+        Distances in [0, 1], of shape `(example)`; NaN where all entries of a row are NaN or -inf.
 
     Raises:
         ShapeError: The shapes differ.
 
     Source:
-        Elementary; "output agreement" beside arXiv:2310.08540.
+        Elementary; compare "output agreement" in arXiv:2310.08540.
     """
     require_same_shape("... label", log_p=log_p, log_q=log_q)
     distance = (widened(log_p).softmax(-1) - widened(log_q).softmax(-1)).abs().sum(-1) / 2
@@ -145,19 +145,19 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
         log_q: The same under another setting, `(example, label)`.
 
     Returns:
-        Divergences in [0, inf], of shape `(example)`: inf where p allows what q forbids; NaN where a row is NaN or
-        -inf throughout.
+        Divergences in [0, inf], of shape `(example)`: inf where p is positive and q is 0; NaN where all entries
+        of a row are NaN or -inf.
 
     Raises:
         ShapeError: The shapes differ.
 
     Source:
-        Kullback and Leibler, On Information and Sufficiency, 1951; "output agreement" beside arXiv:2310.08540.
+        Kullback and Leibler, On Information and Sufficiency, 1951; compare "output agreement" in arXiv:2310.08540.
     """
     require_same_shape("... label", log_p=log_p, log_q=log_q)
     log_p_wide, log_q_wide = widened(log_p).log_softmax(-1), widened(log_q).log_softmax(-1)
     p = log_p_wide.exp()
-    # 0 log 0 = 0, where floats would say NaN.
+    # 0 log 0 is 0 by convention, but NaN in floating point.
     terms = torch.where(p == 0, 0.0, p * (log_p_wide - log_q_wide))
     return terms.sum(-1).clamp(min=0).to(result_dtype(log_p, log_q))
 
@@ -170,7 +170,7 @@ def prediction_entropy(log_p: Tensor) -> Tensor:
             row is normalised here.
 
     Returns:
-        Entropies in [0, log n_labels], of shape `(example)`; NaN where a row is NaN or -inf throughout.
+        Entropies in [0, log n_labels], of shape `(example)`; NaN where all entries of a row are NaN or -inf.
 
     Raises:
         ShapeError: There is no label axis.
@@ -183,7 +183,7 @@ def prediction_entropy(log_p: Tensor) -> Tensor:
 
 
 def top_k_overlap(logits_a: Tensor, logits_b: Tensor, k: int = 10) -> Tensor:
-    """Share of common tokens among the k likeliest of two settings.
+    """Share of common tokens among the k most probable tokens of two settings.
 
     Args:
         logits_a: Logits or log-probabilities, of shape `(..., vocab)`.
@@ -191,7 +191,7 @@ def top_k_overlap(logits_a: Tensor, logits_b: Tensor, k: int = 10) -> Tensor:
         k: Size of each set.
 
     Returns:
-        |common| / k in [0, 1], of shape `(...)`; NaN where a row holds a NaN.
+        |common| / k in [0, 1], of shape `(...)`; NaN where a row contains a NaN.
 
     Raises:
         ConfigError: `k` is not between 1 and the number of tokens.
@@ -207,9 +207,9 @@ def top_k_overlap(logits_a: Tensor, logits_b: Tensor, k: int = 10) -> Tensor:
 
 
 def overlap_cosine(logits_a: Tensor, logits_b: Tensor, k: int = 10) -> Tensor:
-    """Cosine between two settings' probabilities of the tokens that both hold among their k likeliest.
+    """Cosine between two settings' probabilities of the tokens that are among the k most probable of both.
 
-    It says how alike the common tokens are weighted, and nothing of how many they are: read it beside
+    It compares the weights of the common tokens but ignores their number, so it should be reported together with
     `top_k_overlap`. A single common token always scores 1.
 
     Args:
@@ -218,19 +218,19 @@ def overlap_cosine(logits_a: Tensor, logits_b: Tensor, k: int = 10) -> Tensor:
         k: Size of each set.
 
     Returns:
-        Cosines in [0, 1], of shape `(...)`; NaN where no token is common or a row holds a NaN.
+        Cosines in [0, 1], of shape `(...)`; NaN where no token is common or a row contains a NaN.
 
     Raises:
         ConfigError: `k` is not between 1 and the number of tokens.
         ShapeError: The shapes differ.
 
     Source:
-        Overlap cosine similarity, arXiv:2310.08540, restricted to the common tokens: how many there are enters
-        through `top_k_overlap` alone.
+        Overlap cosine similarity, arXiv:2310.08540, restricted to the common tokens; their number
+        is measured by `top_k_overlap` alone.
     """
     require_same_shape("... vocab", logits_a=logits_a, logits_b=logits_b)
     tokens, common = _top_k_of_a_and_common(logits_a, logits_b, k)
-    # A cosine ignores scale, so probabilities relative to the common tokens serve, and do not underflow.
+    # A cosine ignores scale. Probabilities normalised over the common tokens do not underflow.
     p, q = (
         torch.where(common, widened(logits.gather(-1, tokens)), -torch.inf).softmax(-1)
         for logits in (logits_a, logits_b)
@@ -240,7 +240,7 @@ def overlap_cosine(logits_a: Tensor, logits_b: Tensor, k: int = 10) -> Tensor:
 
 
 def _top_k_of_a_and_common(logits_a: Tensor, logits_b: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k likeliest tokens of a, and which of them are also among the k likeliest of b; both `(..., k)`."""
+    """The k most probable tokens of a, and whether each is among the k most probable of b; both `(..., k)`."""
     n_tokens = logits_a.shape[-1]
     if not 1 <= k <= n_tokens:
         raise ConfigError(f"k is {k}; expected 1 to {n_tokens}, the number of tokens in the vocabulary.")

@@ -1,9 +1,9 @@
 """95 % intervals for numbers measured on the same queries under several demonstration seeds.
 
 The design is crossed: numbers of one seed share its demonstrations, and numbers of one query share that query. So
-(seed, query) pairs are independent neither along rows nor along columns, and resampling them alike gives intervals
-that are far too narrow; drawing queries afresh within each seed still does where queries differ more than seeds.
-Here seeds are drawn, and independently one set of queries, the same for every drawn seed.
+(seed, query) pairs are not independent, neither along rows nor along columns. Resampling pairs as if they were gives
+intervals that are far too narrow, and so does drawing new queries within each seed if queries differ more than seeds.
+Here, seeds are drawn, and, independently, one set of queries that all drawn seeds share.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,13 +20,13 @@ AT_ONCE = 2_000_000
 
 
 def clustered_mean(values: Tensor) -> Tensor:
-    """Mean over examples within each seed, then over seeds: the number that the intervals surround.
+    """Mean over examples within each seed, then over seeds; the functions below give its interval.
 
     Args:
-        values: Numbers of shape `(seed, example, ...)`; NaN or infinite where there is none.
+        values: Numbers of shape `(seed, example, ...)`; NaN or infinite where a number is missing.
 
     Returns:
-        Means over the finite numbers, of shape `(...)`; seeds without any are left out, NaN where all are.
+        Means over the finite numbers, of shape `(...)`; seeds without any are left out. NaN if no seed is left.
 
     Raises:
         ShapeError: Fewer than two axes.
@@ -44,22 +44,22 @@ def clustered_bootstrap(
 ) -> tuple[Tensor, Tensor]:
     """95 % interval of `clustered_mean`, by the crossed ("pigeonhole") bootstrap.
 
-    Each resample draws seeds with replacement and, independently, one set of examples with replacement that serves
-    all drawn seeds: a number counts as often as its seed was drawn times as often as its example was. The interval
-    runs from the 2.5th to the 97.5th percentile of the resampled means. One seed: examples alone are resampled, and
-    the interval says nothing about other demonstrations.
+    Each resample draws seeds with replacement and, independently, one set of examples with replacement that is
+    used for all drawn seeds: the weight of a number is the number of times its seed was drawn, times the number of
+    times its example was. The interval runs from the 2.5th to the 97.5th percentile of the resampled means. With one
+    seed, only examples are resampled, and the interval does not cover other demonstrations.
 
-    How often it holds the true mean, measured on normal effects of seed, query and pair (2,000 trials each, standard
-    error at most 1 %). With five seeds and 200 queries: 95 % where queries add most to the variance of the mean, 92 %
-    where seeds and queries add alike, 85 % where seeds add most: percentiles of few seeds are too narrow, with three
-    seeds 74 %, with twenty (of 50 queries) 93 %. Where single pairs add most it is too wide, above 99 %, because
-    their noise is counted up to three times; no resampling of crossed rows and columns is exact for all three
-    (McCullagh).
+    Coverage of the true mean, measured with normally distributed effects of seed, query and pair (2,000 trials each,
+    standard error at most 1 %), with five seeds and 200 queries: 95 % if queries contribute most to the variance of the
+    mean, 92 % if seeds and queries contribute equally, 85 % if seeds contribute most. Percentile intervals over few
+    seeds are too narrow: coverage is 74 % with three seeds and 93 % with twenty (and 50 queries). If single pairs
+    contribute most, the interval is too wide, with a coverage above 99 %, because their noise is counted up to three
+    times. No resampling of crossed rows and columns is exact in all three cases (McCullagh).
 
     Args:
-        values: Numbers of shape `(seed, example, ...)`; NaN or infinite where there is none. Place `i` of the
-            example axis is the same query under every seed.
-        n_resamples: How many resamples.
+        values: Numbers of shape `(seed, example, ...)`; NaN or infinite where a number is missing. Index `i` of
+            the example axis is the same query under every seed.
+        n_resamples: Number of resamples.
         generator: Source of randomness; drawn on its own device, then moved. All entries share the resamples.
 
     Returns:
@@ -93,15 +93,15 @@ def clustered_bootstrap_ratio(
     """95 % interval of a ratio of totals over all seeds and examples, such as Rec2FTP.
 
     Args:
-        numerator: What each example adds above the line, of shape `(seed, example)`; NaN or infinite where there
-            is none.
-        denominator: What it adds below the line, `(seed, example)`.
-        n_resamples: How many resamples, drawn as in `clustered_bootstrap`.
+        numerator: What each example adds to the numerator, of shape `(seed, example)`; NaN or infinite where a
+            number is missing.
+        denominator: What each example adds to the denominator, `(seed, example)`.
+        n_resamples: Number of resamples, drawn as in `clustered_bootstrap`.
         generator: Source of randomness.
 
     Returns:
-        Lower and upper end of sum(numerator) / sum(denominator), each a scalar of shape `()`. Resamples with
-        nothing below the line are left out; NaN where all are, or fewer than two examples are finite.
+        Lower and upper end of sum(numerator) / sum(denominator), each a scalar of shape `()`. Resamples
+        with a denominator of 0 are left out; NaN if all are, or if fewer than two examples are finite.
 
     Raises:
         ConfigError: `n_resamples` is below 1.
@@ -133,12 +133,12 @@ def clustered_resamples_of(
     """A function of totals in every resample, for intervals that are not plain percentiles.
 
     Args:
-        statistic: As of `clustered_bootstrap_of`, but it may return several numbers, `(resample, ...)`.
-        values: What each example adds to each total, `(seed, example, column)`, likewise.
-        n_resamples: How many resamples, drawn as in `clustered_bootstrap`.
+        statistic: As in `clustered_bootstrap_of`, but it may return several numbers, `(resample, ...)`.
+        values: What each example adds to each total, `(seed, example, column)`, as in `clustered_bootstrap_of`.
+        n_resamples: Number of resamples, drawn as in `clustered_bootstrap`.
         generator: Source of randomness.
-        examples: False: only seeds are drawn, and every example counts once. How much the result varies then is the
-            part that few seeds leave underestimated.
+        examples: If False, only seeds are drawn, and every example counts once. The spread of the result is then
+            the part of the variance that is underestimated with few seeds.
 
     Returns:
         Resampled numbers, `(resample, ...)`; not finite where the statistic is not.
@@ -169,12 +169,12 @@ def clustered_bootstrap_of(
         statistic: Turns totals of shape `(resample, column)` into numbers of shape `(resample, ...)`.
         values: What each example adds to each total, of shape `(seed, example, column)`; an example with a NaN
             or an infinity in any column adds to none.
-        n_resamples: How many resamples, drawn as in `clustered_bootstrap`.
+        n_resamples: Number of resamples, drawn as in `clustered_bootstrap`.
         generator: Source of randomness.
 
     Returns:
         Lower and upper end, each of shape `(...)`. Resamples in which the statistic is not finite are left out; NaN
-        where all are, or fewer than two examples are finite.
+        if all are, or if fewer than two examples are finite.
 
     Raises:
         ConfigError: `n_resamples` is below 1.
@@ -209,7 +209,7 @@ def clustered_bootstrap_of_seeds(
         statistic: Turns totals of shape `(resample, seed, column)` into numbers of shape `(resample, seed, ...)`.
         values: What each example adds to each total, of shape `(seed, example, column)`, all finite; one tensor for
             each run of a seed (such as an order of its demonstrations), over which a seed's number is averaged.
-        n_resamples: How many resamples, drawn as in `clustered_bootstrap`.
+        n_resamples: Number of resamples, drawn as in `clustered_bootstrap`.
         generator: Source of randomness.
 
     Returns:
@@ -252,7 +252,7 @@ class _Draws:
         return einsum(self.examples, values, "resample example, seed example column -> resample seed column")
 
     def means(self, values: Tensor) -> Tensor:
-        """Resampled `clustered_mean`, `(seed, example, column)` -> `(resample, column)`; NaN where nothing is left."""
+        """Resampled `clustered_mean`, `(seed, example, column)` -> `(resample, column)`; NaN without any number."""
         finite = values.isfinite()
         sums = self.totals(values.nan_to_num(0.0, 0.0, 0.0))
         seeds = rearrange(self.seeds, "resample seed -> resample seed 1")
@@ -260,7 +260,7 @@ class _Draws:
             # Without gaps the counts are known, and half of the work is saved.
             return (sums * seeds).sum(1) / (values.shape[0] * values.shape[1])
         counts = self.totals(finite.to(values.dtype))
-        # A drawn seed none of whose drawn examples has a number takes no part.
+        # A drawn seed is left out if none of its drawn examples has a number.
         present = seeds * (counts > 0)
         return (sums / counts.clamp(min=1) * present).sum(1) / present.sum(1)
 

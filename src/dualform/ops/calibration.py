@@ -1,4 +1,4 @@
-"""Contextual calibration: what a prompt makes a model answer whatever is asked, divided out."""
+"""Contextual calibration: removes a prompt's preference for a label, which does not depend on the query."""
 
 import torch
 from torch import Tensor
@@ -8,25 +8,25 @@ from dualform.ops.cosine import require_same_shape, result_dtype, widened
 
 
 def contextual_calibration(log_probabilities: Tensor, content_free: Tensor) -> Tensor:
-    """Label log-probabilities after dividing by what the same prompt gives inputs without content, nats.
+    """Label log-probabilities divided by those of content-free inputs under the same prompt, nats.
 
     Computes p / p_cf, normalised over labels, where p_cf is the mean of the content-free label distributions. With
-    one content-free input, that input itself becomes uniform, and a constant added to one label's logit everywhere
-    drops out exactly. With several neither holds exactly, since a mean of distributions is divided out, and not a
-    mean of logits.
+    one content-free input, that input's calibrated distribution is uniform, and a constant that is added to one label's
+    logit for all inputs cancels exactly. With several content-free inputs both hold only approximately, because the
+    divisor is a mean of distributions, not of logits.
 
     Args:
         log_probabilities: Label log-probabilities of queries, up to a constant for each row, -inf for impossible, of
             shape `(..., example, label)`.
         content_free: The same of inputs without content (`N/A`, an empty one) under the same prompt, of shape
-            `(..., content_free, label)`; leading axes broadcast. A row that holds a NaN or is -inf throughout is no
-            distribution and left out of the mean.
+            `(..., content_free, label)`; leading axes broadcast. A row that contains a NaN, or whose entries are all
+            -inf, is not a distribution and is left out of the mean.
 
     Returns:
         Log-probabilities in [-inf, 0], each row normalised, of shape `(..., example, label)`. A label that is
-        impossible for the query stays so. NaN in the whole row where that row is NaN or -inf throughout, where no
-        content-free row is left, or where a label is possible that no content-free input allows: there p_cf has no
-        inverse.
+        impossible for the query stays impossible. A whole row is NaN if its entries are all NaN or -inf, if no
+        content-free row is left, or if a label that is possible for the query has p_cf = 0, which cannot be
+        divided by.
 
     Raises:
         ShapeError: The numbers of labels differ, leading axes do not broadcast, or there is no content-free input.
@@ -51,7 +51,7 @@ def contextual_calibration(log_probabilities: Tensor, content_free: Tensor) -> T
     known = ~rows.isnan().any(-1, keepdim=True)
     # In logarithms throughout: the probability of an unlikely label would underflow to 0 and could not be divided by.
     log_p_cf = torch.where(known, rows, -torch.inf).logsumexp(-2, keepdim=True) - known.sum(-2, keepdim=True).log()
-    # 0 / p_cf is 0 whatever p_cf is, where floats would say NaN for 0 / 0.
+    # An impossible label stays impossible, also where p_cf is 0 and floating point would give NaN.
     quotient = torch.where(log_p == -torch.inf, log_p, log_p - log_p_cf)
     # A quotient of +inf becomes NaN here, as documented.
     calibrated = quotient.log_softmax(-1).masked_fill(~known.any(-2, keepdim=True), torch.nan)

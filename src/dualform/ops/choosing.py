@@ -1,4 +1,4 @@
-"""What choosing one demonstration set by its accuracy does to a comparison of two learners."""
+"""Effect of choosing a demonstration set by its accuracy on the comparison of two learners."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -11,18 +11,19 @@ from dualform.errors import ConfigError, ShapeError
 from dualform.ops.cosine import require_same_shape
 
 Chooser = Literal["none", "first", "second", "both"]
-"""By whose accuracy a set is chosen; `both` is the mean of the two, `none` takes all sets."""
+"""The learner by whose accuracy a set is chosen; `both` for the mean of the two, `none` for all sets."""
 
 
 @dataclass(frozen=True)
 class ChosenGap:
-    """First learner's accuracy less the second's, for a chosen set, on the choosing half and on the other."""
+    """First learner's accuracy minus the second's for a chosen set, on the selecting half and on the other half."""
 
     first: tuple[float, float]
-    """Accuracy of the first learner on the queries that chose, and on the others."""
+    """Accuracy of the first learner on the selecting queries, and on the others."""
     second: tuple[float, float]
+    """Accuracy of the second learner, likewise."""
     gap: tuple[float, float]
-    """Their difference, on both."""
+    """First minus second, on the selecting queries and on the others."""
     gap_ci95: tuple[tuple[float, float], tuple[float, float]]
     """95 % intervals of the two differences, resampling sets and halves."""
 
@@ -32,26 +33,26 @@ def chosen_gap(
 ) -> ChosenGap:
     """Split the queries into halves at random, choose a set on one, and compare the learners on both.
 
-    On the half that chose, a learner that was chosen for its accuracy there looks better than it is; on the other half
-    it does not. Both learners take the chosen set.
+    On the selecting half, the accuracy by which the set was chosen is biased upwards; on the other half it is not. Both
+    learners use the chosen set.
 
     Args:
-        first: 1 where the first learner is right, of shape `(set, example)`: the same queries under every set.
-        second: The same of the second learner, on the same sets, `(set, example)`.
-        chooser: Whose accuracy chooses; the first of equals is taken.
-        n_resamples: Random halves, and resamples behind each interval.
+        first: 1 where the first learner is right, of shape `(set, example)`, with the same queries for every set.
+        second: The same for the second learner, on the same sets, `(set, example)`.
+        chooser: The learner whose accuracy decides; of equally accurate sets the first is chosen.
+        n_resamples: Number of random halves, and of resamples for each interval.
         generator: Source of randomness.
 
     Returns:
-        Means over random halves; intervals from as many resamples of sets, each with halves of its own.
+        Means over random halves; intervals from as many resamples of sets, each with its own halves.
 
     Raises:
         ConfigError: `chooser` is unknown, or `n_resamples` below 1.
         ShapeError: The shapes differ, or there are fewer than two queries or no set.
 
     Source:
-        dualform's own. That the seed chosen for ICL on the reported queries is then used for both learners is the
-        protocol of arXiv:2212.10559v3's released code.
+        dualform's own. The code released with arXiv:2212.10559v3 chooses a seed by ICL's accuracy on the reported
+        queries and uses it for both learners.
     """
     require_same_shape("set example", first=first, second=second)
     if chooser not in get_args(Chooser):
@@ -64,7 +65,7 @@ def chosen_gap(
     both = torch.stack([first, second]).double()
     halves = torch.rand(n_resamples, n_queries, generator=generator).argsort(dim=1) < n_queries // 2
     sides = torch.stack([halves, ~halves]).double()
-    # Whole numbers until sets are chosen: rounding must not decide between equals.
+    # Counts are compared, not shares, so that rounding does not decide between equally accurate sets.
     counts = einsum(both, sides, "learner set query, half resample query -> learner half resample set")
     sizes = sides[:, 0].sum(dim=1)[:, None]
     drawn = torch.randint(n_sets, (n_resamples, n_sets), generator=generator)
@@ -79,7 +80,7 @@ def chosen_gap(
 
 
 def _chosen(counts: Tensor, chooser: Chooser) -> Tensor:
-    """Right answers of each set, `(learner, half, resample, set)` -> of the one that the first half chooses."""
+    """Right answers of each set, `(learner, half, resample, set)` -> those of the set that the first half chooses."""
     if chooser == "none":
         return counts.mean(dim=3)
     score = {"first": counts[0, 0], "second": counts[1, 0], "both": counts[:, 0].sum(dim=0)}[chooser]
@@ -88,5 +89,5 @@ def _chosen(counts: Tensor, chooser: Chooser) -> Tensor:
 
 
 def _differences(chosen: Tensor) -> Tensor:
-    """First learner less second, `(half, resample)`."""
+    """First learner minus second, `(half, resample)`."""
     return chosen[0] - chosen[1]

@@ -1,4 +1,4 @@
-"""Cosines that neither overflow, nor leave [-1, 1], nor give a direction to a zero vector."""
+"""Cosines that do not overflow, stay in [-1, 1], and are NaN for a zero vector."""
 
 import torch
 from torch import Tensor
@@ -15,14 +15,14 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
     Returns:
         Cosines in [-1, 1], of shape `(...)`; NaN where either vector is zero, because a zero vector has no
-        direction to agree with, or holds a NaN or an infinity. Computed in float64; the dtype is that of the
-        inputs, float32 at least.
+        direction, or contains a NaN or an infinity. Computed in float64; the dtype is that of the
+        inputs, but at least float32.
 
     Raises:
         ShapeError: The last axes differ in length, or the leading ones do not broadcast.
 
     Source:
-        Elementary; every similarity of arXiv:2212.10559v3, sections 4.4 and 4.5, is one of these.
+        Elementary; the similarities of arXiv:2212.10559v3, sections 4.4 and 4.5, are cosines.
     """
     if a.shape[-1:] != b.shape[-1:] or not _broadcast(a.shape, b.shape):
         raise ShapeError(
@@ -36,7 +36,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 
 def unit(x: Tensor) -> Tensor:
-    """The vectors at length 1, over the last axis.
+    """Vectors scaled to length 1, over the last axis.
 
     Args:
         x: Vectors, of shape `(..., d_model)`.
@@ -53,9 +53,9 @@ def unit(x: Tensor) -> Tensor:
 
 
 def widened(x: Tensor) -> Tensor:
-    """The tensor in float64, where its device has it.
+    """The tensor in float64 if its device supports it.
 
-    An update is a small difference of large outputs, and a cosine near 1 hides in the last digits of float32.
+    Updates are small differences of large outputs, and cosines near 1 differ only in the last digits of float32.
 
     Args:
         x: Any tensor, of shape `(...)`.
@@ -73,7 +73,7 @@ def result_dtype(*tensors: Tensor) -> torch.dtype:
         tensors: Tensors of any shape `(...)`.
 
     Returns:
-        Their common dtype, float32 at least: three digits of bfloat16 are too few for a similarity.
+        Their common dtype, but at least float32: the three digits of bfloat16 are too few for a similarity.
     """
     dtype = torch.float32
     for tensor in tensors:
@@ -82,11 +82,11 @@ def result_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def require_same_shape(axes: str, **tensors: Tensor) -> None:
-    """Refuse tensors that differ in shape or do not have the named axes.
+    """Check that tensors have the named axes and the same shape.
 
     Args:
         axes: Names of the axes in order, separated by spaces; `"... label"` allows any leading ones.
-        tensors: The tensors of shape `(...)`, by the names that the caller knows.
+        tensors: The tensors of shape `(...)`, by their names in the caller, for the message.
 
     Raises:
         ShapeError: A shape differs from the first, or has another number of axes than `axes`.

@@ -1,4 +1,4 @@
-"""Attention without softmax, and a linear layer trained by gradient descent: the same sum of outer products.
+"""Attention without softmax and a linear layer trained by gradient descent, both as sums of outer products.
 
 In the paper's letters, with demonstration tokens X', query-side tokens X and attention query q:
 
@@ -6,7 +6,7 @@ In the paper's letters, with demonstration tokens X', query-side tokens X and at
              = W_V X (W_K X)^T q  +  W_V X' (W_K X')^T q
              = (W_ZSL + dW_ICL) q
 
-Here `values` holds the W_V x and `keys` the W_K x, one token a row.
+Here `values` contains W_V x and `keys` contains W_K x, one row for each token.
 """
 
 from collections.abc import Callable
@@ -46,10 +46,10 @@ def linear_attention(values: Tensor, keys: Tensor, q: Tensor) -> Tensor:
 
 
 def outer_product_update(values: Tensor, keys: Tensor) -> Tensor:
-    """The weight matrix that tokens write: sum_i v_i k_i^T.
+    """The weight matrix that corresponds to attention to some tokens: sum_i v_i k_i^T.
 
-    Over demonstration tokens this is dW_ICL, over query tokens W_ZSL; with error signals for values and a layer's
-    inputs for keys it is the update dW of gradient descent.
+    For demonstration tokens this is dW_ICL, and for query tokens W_ZSL. With error signals as values and a layer's
+    inputs as keys it is the update dW of gradient descent.
 
     Args:
         values: Values W_V x_i (or error signals e_i), of shape `(..., pos, d_v)`.
@@ -69,10 +69,10 @@ def outer_product_update(values: Tensor, keys: Tensor) -> Tensor:
 
 
 class GradientDescentUpdate(NamedTuple):
-    """What training wrote into a linear layer: dW = sum_i e_i x_i^T, `outer_product_update(E, X)`."""
+    """The change of a linear layer by training: dW = sum_i e_i x_i^T = `outer_product_update(E, X)`."""
 
     E: Tensor
-    """Error signals e_i, each summed over steps, of shape `(sample, d_out)`, float32 at least."""
+    """Error signals e_i, each summed over steps, of shape `(sample, d_out)`, at least float32."""
     X: Tensor
     """Inputs x_i, of shape `(sample, d_in)`, in the dtype of E."""
 
@@ -80,21 +80,22 @@ class GradientDescentUpdate(NamedTuple):
 def gradient_descent_update(
     W0: Tensor, X: Tensor, loss: Callable[[Tensor, int], Tensor], rate: float, steps: int = 1
 ) -> GradientDescentUpdate:
-    """Train a linear layer W x by gradient descent and return all that this adds to W_0, as values and keys.
+    """Train a linear layer W x by gradient descent and return the change of W_0 as values and keys.
 
-    A step's gradient by W is sum_i g_i x_i^T with g_i the loss's gradient by the layer's output at x_i, whatever the
-    loss and whatever follows the layer. So e_i = -rate g_i, summed over steps because the inputs stay the same.
-    Momentum has other e_i, weight decay shrinks W_0 as well, and an optimiser that scales each entry of W by itself
-    takes the update out of the inputs' span, where no e_i reach.
+    In each step, the gradient with respect to W is sum_i g_i x_i^T, where g_i is the gradient of the loss with respect
+    to the layer's output at x_i. This holds for every loss and whatever follows the layer. So e_i is the sum of -rate g_i
+    over steps, since the inputs stay the same. With momentum the e_i differ, and weight decay also shrinks W_0. The
+    updates of an optimiser that scales each entry of W separately, such as Adam, are not of this form, because they
+    leave the span of the inputs.
 
     Args:
         W0: Weights before training, of shape `(d_out, d_in)`.
         X: Inputs of the training samples, of shape `(sample, d_in)`.
-        loss: From the layer's outputs, of shape `(sample, d_out)` and in the dtype of `W0` and `X`, and the step's
-            number from 0, to a scalar that is differentiable in the outputs; samples that it leaves out in a step teach
-            nothing in that step. Half precision is summed in float32.
-        rate: Of a step.
-        steps: Of descent.
+        loss: Function of the layer's outputs, of shape `(sample, d_out)` and in the dtype of `W0` and `X`, and of
+            the number of the step, counted from 0. It returns a scalar that is differentiable in the outputs; samples
+            that it ignores do not contribute to that step. Sums are at least in float32.
+        rate: Learning rate.
+        steps: Number of steps.
 
     Raises:
         ShapeError: The widths of `W0` and `X` do not match.
@@ -106,7 +107,7 @@ def gradient_descent_update(
         raise ShapeError(
             f"W0 must be (d_out, d_in) and X (sample, d_in); given {tuple(W0.shape)} and {tuple(X.shape)}."
         )
-    # Steps smaller than the last digit of a half-precision sum would all be lost.
+    # In half precision, steps smaller than the last digit of the sum would be lost.
     given, wide = torch.promote_types(W0.dtype, X.dtype), result_dtype(W0, X)
     W0, X = W0.detach().to(wide), X.detach().to(wide)
     E = X.new_zeros(X.shape[0], W0.shape[0])
@@ -119,7 +120,7 @@ def gradient_descent_update(
 
 
 def as_linear_attention(W0: Tensor, E: Tensor, X: Tensor, x: Tensor) -> Tensor:
-    """What the trained layer makes of x: W_0 x + LinearAttn(E, X, x), attention to its training samples.
+    """Output of the trained layer for x: W_0 x + LinearAttn(E, X, x), which attends to its training samples.
 
     Args:
         W0: Weights before training, of shape `(d_out, d_in)`.
@@ -147,7 +148,7 @@ def as_linear_attention(W0: Tensor, E: Tensor, X: Tensor, x: Tensor) -> Tensor:
 
 
 class Relaxation(NamedTuple):
-    """How far the linear form is from the softmax head that it stands for."""
+    """Difference between the linear form and the softmax attention head that it approximates."""
 
     relative_error: Tensor
     """||output - s linear|| / ||output|| at the best scale s >= 0, in [0, 1], of shape `(..., head)`."""

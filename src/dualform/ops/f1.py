@@ -27,12 +27,12 @@ def macro_f1(right: Tensor, true: Tensor, predicted: Tensor) -> Tensor:
     """Mean over labels of the F1 score, 2 right / (true + predicted).
 
     Args:
-        right: How often each label was predicted rightly, of shape `(..., label)`.
+        right: How often each label was predicted correctly, of shape `(..., label)`.
         true: How often it was the right answer, `(..., label)`.
         predicted: How often it was predicted, `(..., label)`.
 
     Returns:
-        Means in [0, 1] over the labels that are the right answer at least once, of shape `(...)`; NaN where none is. A
+        Means in [0, 1] over the labels that are the right answer at least once, of shape `(...)`; NaN if no label is. A
         label that is never predicted scores 0.
 
     Source:

@@ -1,8 +1,8 @@
-"""What a context does to an MLP's input, written as a change of the matrix that reads this input.
+"""The effect of a context on an MLP's input, written as a change of the MLP's input projection.
 
-A matrix W reads `a` without the context and `a + da` behind it. One change of rank one makes W do to `a` what it does
-to `a + da`: exactly, and for this one `a` alone. The mean over many tokens is a change for all of them, and exact for
-none.
+A projection W is applied to `a` without the context and to `a + da` after it. One change of rank one makes W map `a` to
+what it maps `a + da` to. This is exact, but only for this `a`. The mean over many tokens is one change for all of them,
+but exact for none.
 """
 
 import torch
@@ -18,41 +18,41 @@ def rank_one_factors(W: Tensor, a: Tensor, da: Tensor) -> tuple[Tensor, Tensor]:
     Applied to any x, the update gives `left (right . x)`: the matrix itself need not be formed.
 
     Args:
-        W: The matrix that reads, of shape `(d_out, d_in)`.
+        W: The projection, of shape `(d_out, d_in)`.
         a: Its input without context, of shape `(..., d_in)`.
-        da: What context adds to it, of shape `(..., d_in)`.
+        da: Change of the input by the context, of shape `(..., d_in)`.
 
     Returns:
         `left = W da` of shape `(..., d_out)` and `right = a / ||a||^2` of shape `(..., d_in)`, in the inputs' dtype;
-        `right` is zero where `a` is.
+        `right` is zero where `a` is zero.
 
     Raises:
-        ShapeError: The shapes do not belong together.
+        ShapeError: The shapes do not match.
 
     Source:
-        As `rank_one_update`.
+        See `rank_one_update`.
     """
     _require_inputs(W, a, da)
     return da @ W.mT, _over_squared_norm(a)
 
 
 def rank_one_update(W: Tensor, a: Tensor, da: Tensor) -> Tensor:
-    """The change of W that does to `a` what W does to `a + da`: `(W da) a^T / ||a||^2`.
+    """The change dW with `(W + dW) a = W (a + da)`: `(W da) a^T / ||a||^2`.
 
-    `(W + dW) a = W (a + da)`, because `a^T a / ||a||^2 = 1`. A vector at right angles to `a` is not touched, and
-    another vector x moves by its share of `a`: `dW x = W da (a . x) / ||a||^2`.
+    The equation holds because `a^T a / ||a||^2 = 1`. For another vector x, `dW x = W da (a . x) / ||a||^2`, which is
+    zero if x is orthogonal to `a`.
 
     Args:
-        W: The matrix that reads, of shape `(d_out, d_in)`.
+        W: The projection, of shape `(d_out, d_in)`.
         a: Its input without context, of shape `(..., d_in)`.
-        da: What context adds to it, of shape `(..., d_in)`.
+        da: Change of the input by the context, of shape `(..., d_in)`.
 
     Returns:
-        Updates of rank one, of shape `(..., d_out, d_in)`, in the inputs' dtype. Zero where `a` is zero: no change of
-        W moves `W 0`, so there the identity does not hold.
+        Updates of rank one, of shape `(..., d_out, d_in)`, in the inputs' dtype. Zero where `a` is zero; the
+        equation cannot hold there, because `W 0 = 0` for every W.
 
     Raises:
-        ShapeError: The shapes do not belong together.
+        ShapeError: The shapes do not match.
 
     Source:
         arXiv:2507.16003, the theorem on contextual blocks, with A(C without Y, x) for `a` and A(C, x) for
@@ -63,20 +63,20 @@ def rank_one_update(W: Tensor, a: Tensor, da: Tensor) -> Tensor:
 
 
 def rank_one_sum(a: Tensor, da: Tensor) -> Tensor:
-    """Sum over tokens of `da a^T / ||a||^2`, to be added up batch by batch.
+    """Sum over tokens of `da a^T / ||a||^2`; the sums of several batches can be added.
 
     Args:
         a: Inputs without context, of shape `(token, d_in)`.
-        da: What context adds to them, of shape `(token, d_in)`.
+        da: Changes of the inputs by the context, of shape `(token, d_in)`.
 
     Returns:
-        The sum, of shape `(d_in, d_in)`, float32 at least; a token whose `a` is zero adds nothing.
+        The sum, of shape `(d_in, d_in)`, at least float32; a token whose `a` is zero adds nothing.
 
     Raises:
-        ShapeError: The shapes differ or have other axes.
+        ShapeError: The shapes differ or are not `(token, d_in)`.
 
     Source:
-        As `thought_matrix`.
+        See `thought_matrix`.
     """
     require_same_shape("token d_in", a=a, da=da)
     dtype = result_dtype(a, da)
@@ -84,25 +84,25 @@ def rank_one_sum(a: Tensor, da: Tensor) -> Tensor:
 
 
 def thought_matrix(a: Tensor, da: Tensor) -> Tensor:
-    """One matrix M for all tokens, in place of a change each: the mean of `da a^T / ||a||^2`.
+    """One matrix M for all tokens instead of one change for each: the mean of `da a^T / ||a||^2`.
 
-    `W M` is then the mean of the tokens' rank-one updates of W. Were `da = M' a`, with `a` pointing in all directions
-    alike, M would be `M' / d_in`; on real inputs it leans towards the directions that they share.
+    `W M` is then the mean of the tokens' rank-one updates of W. If `da = M' a` and the directions of
+    `a` are uniformly distributed, M is `M' / d_in`; on real inputs, directions that they share have a larger weight.
 
     Args:
         a: Inputs without context, of shape `(token, d_in)`.
-        da: What context adds to them, of shape `(token, d_in)`.
+        da: Changes of the inputs by the context, of shape `(token, d_in)`.
 
     Returns:
-        The mean, of shape `(d_in, d_in)`, float32 at least. A token whose `a` is zero counts, and adds nothing; NaN
-        without tokens. For many tokens add up `rank_one_sum` and divide by their number.
+        The mean, of shape `(d_in, d_in)`, at least float32. A token whose `a` is zero counts but adds nothing;
+        NaN without tokens. For many tokens, add up `rank_one_sum` over batches and divide by their number.
 
     Raises:
-        ShapeError: The shapes differ or have other axes.
+        ShapeError: The shapes differ or are not `(token, d_in)`.
 
     Source:
-        Thought matrix of arXiv:2510.08734, there a sum with a factor lambda; ours is the mean, so that it does not
-        depend on how many tokens were read.
+        Thought matrix of arXiv:2510.08734, which defines it as a sum with a factor lambda; ours is the mean, so
+        that it does not depend on the number of tokens.
     """
     return rank_one_sum(a, da) / a.shape[0] if a.shape[0] else rank_one_sum(a, da) * torch.nan
 

@@ -1,4 +1,4 @@
-"""A matrix as the product of two thin ones: the nearest there is of a given rank, and how much of it that keeps."""
+"""The nearest matrix of a given rank as a product of two factors, and the share of the norm that it keeps."""
 
 import math
 from dataclasses import dataclass
@@ -15,12 +15,11 @@ class LowRank:
     """`B @ A`, a matrix of at most the requested rank."""
 
     A: Tensor
-    """What the input is multiplied by first, `(rank, d_in)`."""
+    """The factor that is applied to the input first, `(rank, d_in)`."""
     B: Tensor
-    """What the result is multiplied by, `(d_out, rank)`."""
+    """The factor that is applied to the result, `(d_out, rank)`."""
     kept: float
-    """Share of the original's squared Frobenius norm that the product has, in [0, 1]; NaN for a matrix of zeros,
-    which has nothing to keep."""
+    """Squared Frobenius norm of the product divided by that of the original, in [0, 1]; NaN for a matrix of zeros."""
 
     @property
     def product(self) -> Tensor:
@@ -31,19 +30,19 @@ class LowRank:
 def low_rank(delta: Tensor, rank: int) -> LowRank:
     """The matrix of a given rank that is nearest to `delta`, as two factors.
 
-    The singular value decomposition cut after its `rank` largest values; each factor takes their square roots, so
-    that both are of one size and survive half precision alike.
+    The singular value decomposition is truncated after the `rank` largest values. Each factor includes their square
+    roots, so that both have entries of about the same size and lose equally little in half precision.
 
     Args:
         delta: A change of a weight, output features first, of shape `(d_out, d_in)`.
-        rank: Columns of B and rows of A. Those beyond min(d_out, d_in) are zeros: the product is exact without them.
+        rank: Columns of B and rows of A. Those beyond min(d_out, d_in) are zeros; they are not needed for an exact product.
 
     Returns:
         The factors, in the dtype of `delta` but at least float32, and the share of its squared norm that they keep.
 
     Raises:
         ConfigError: `rank` is below 1.
-        ShapeError: `delta` is no matrix.
+        ShapeError: `delta` is not a matrix.
         NumericalError: `delta` has an entry that is not finite.
 
     Source:
@@ -61,8 +60,8 @@ def low_rank(delta: Tensor, rank: int) -> LowRank:
         )
     n_full = min(wide.shape)
     n_kept = min(rank, n_full)
-    # The left singular vectors are the eigenvectors of the smaller Gram matrix, found some four times faster; what
-    # they cut out of `delta` is a projection of it, so the product is as exact as float64 whatever the values.
+    # The singular vectors are the eigenvectors of the smaller Gram matrix, which takes about a quarter of the time. The
+    # product is a projection of `delta` onto them, so it is exact to float64 even if the eigenvalues are not.
     turned = wide if wide.shape[0] <= wide.shape[1] else wide.T
     vectors = torch.linalg.eigh(turned @ turned.T).eigenvectors.flip(1)[:, :n_kept]
     projected = vectors.T @ turned
@@ -78,7 +77,7 @@ def low_rank(delta: Tensor, rank: int) -> LowRank:
     B[:, :n_kept] = left
     total = float(wide.square().sum())
     share = float(values.square().sum()) / total if total > 0 else math.nan
-    # Rounding must neither exceed the whole nor miss it where nothing was cut.
+    # Because of rounding the share could exceed 1, or differ from 1 although nothing was truncated.
     kept = share if math.isnan(share) else 1.0 if n_kept == n_full else min(share, 1.0)
     dtype = result_dtype(delta)
     return LowRank(A.to(dtype), B.to(dtype), kept)

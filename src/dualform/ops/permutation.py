@@ -1,4 +1,4 @@
-"""Could a paired difference be chance? A p-value by flipping signs, and p-values adjusted for many discoveries."""
+"""P-values of paired differences by the sign-flip test, and their adjustment for multiple testing."""
 
 from typing import Literal, get_args
 
@@ -11,7 +11,7 @@ from dualform.errors import ConfigError, ShapeError
 from dualform.ops.cosine import require_same_shape, result_dtype, widened
 
 Alternative = Literal["two-sided", "greater"]
-"""What the mean is thought to be if it is not 0: anything else, or greater."""
+"""The alternative to a mean of 0: any other mean, or a mean above 0."""
 
 AT_ONCE = 2_000_000
 """Numbers of shape (resample, unit) or (resample, column) held at a time: 16 MB in float64."""
@@ -22,25 +22,25 @@ def sign_flip_p(
 ) -> Tensor:
     """P-value that the mean over units is 0, by the paired permutation (sign-flip) test.
 
-    If two settings do not differ, each unit's difference might as well have had the other sign. The p-value is the
-    share of sign patterns whose mean is at least as far out as the one observed: of all 2**n patterns where these
-    are no more than `n_resamples`, and then it is exact; else of random ones, the observed one counted among them
-    (the +1 rule), so that it is valid and never below 1 / (n_resamples + 1). The smallest that n units can give is
-    2 / 2**n two-sided, 1 / 2**n one-sided.
+    If two settings do not differ, each unit's difference is equally likely to have either sign. The p-value is the
+    share of sign patterns whose mean is at least as extreme as the observed one. If there are at most `n_resamples`
+    patterns (2**n), all are enumerated and the p-value is exact. Otherwise patterns are drawn at random and the
+    observed one is counted among them (the +1 rule), so that the test is valid and p is never below 1 / (n_resamples + 1). The
+    smallest p-value with n units is 2 / 2**n two-sided and 1 / 2**n one-sided.
 
-    Units must be independent of one another. Queries under one and the same set of demonstrations are not units of
-    a test over demonstrations: take the mean over them first.
+    Units must be independent. For a test over demonstrations, queries with the same demonstrations are not independent
+    units: average over them first.
 
     Args:
-        differences: First setting less the second, of shape `(unit, ...)`; NaN or infinite where a pair is missing,
-            and then left out of its column.
+        differences: First setting minus the second, of shape `(unit, ...)`; NaN or infinite where a pair is missing.
+            Missing pairs are left out.
         alternative: `two-sided`, or `greater` for a mean above 0.
-        n_resamples: How many random patterns, and the most that are enumerated.
-        seed: Fixes the random patterns. All columns share them, so a column has the same p-value alone as beside
+        n_resamples: Number of random patterns, and the largest number of patterns that are enumerated.
+        seed: Seed of the random patterns. All columns share them, so a column's p-value does not depend on the
             others.
 
     Returns:
-        P-values in (0, 1], of shape `(...)`: 1 where all differences are 0, NaN with fewer than two finite units.
+        P-values in (0, 1], of shape `(...)`; 1 where all differences are 0, and NaN with fewer than two finite units.
 
     Raises:
         ConfigError: `alternative` is unknown, or `n_resamples` is below 1.
@@ -90,8 +90,8 @@ def sign_flip_p(
 
 
 def _n_as_far_out(values: Tensor, flips: Tensor, alternative: Alternative, tolerance: float) -> Tensor:
-    """How many patterns `(resample, unit)` push the sum of `(unit, column)` as far out as it is, `(column)`."""
-    # Only relative sizes matter; the largest is divided out so that nothing leaves the range of floats.
+    """Number of patterns `(resample, unit)` for which the sum of `(unit, column)` is as extreme, `(column)`."""
+    # Only relative sizes matter; dividing by the largest number avoids overflow and underflow.
     largest = values.abs().amax(0)
     values = values / torch.where(largest > 0, largest, 1)
     slack = tolerance * torch.linalg.vector_norm(values, dim=0)
@@ -120,17 +120,17 @@ def _random_flips(n_units: int, n_resamples: int, seed: int) -> Tensor:
 
 
 def adjusted_for_discoveries(p: Tensor) -> Tensor:
-    """P-values adjusted so that calling all below a level q discoveries makes at most a share q of them false.
+    """P-values adjusted for the false discovery rate: of those below q, an expected share of at most q is false.
 
-    The procedure of Benjamini and Hochberg over the last axis; the share is an expected one, and holds for tests
-    that are independent or positively dependent.
+    The procedure of Benjamini and Hochberg over the last axis, for tests that are independent or positively
+    dependent.
 
     Args:
         p: P-values in [0, 1], of shape `(..., test)`; NaN where there was no test.
 
     Returns:
-        Adjusted p-values in [0, 1], none below its p-value, of shape `(..., test)`. NaN stays NaN and does not count
-        among the tests.
+        Adjusted p-values in [0, 1], each at least as large as its p-value, of shape `(..., test)`. NaN stays NaN and
+        does not count among the tests.
 
     Raises:
         ConfigError: A number outside [0, 1].

@@ -1,4 +1,4 @@
-"""What difference could have been found at all: the question to ask of every "no difference"."""
+"""The smallest difference that a study of this size is likely to detect."""
 
 from typing import overload
 
@@ -19,17 +19,17 @@ def minimum_detectable(ci95: tuple[Tensor, Tensor], *, alpha: float = 0.05, powe
 def minimum_detectable(
     ci95: tuple[float, float] | tuple[Tensor, Tensor], *, alpha: float = 0.05, power: float = 0.8
 ) -> float | Tensor:
-    """Smallest true difference that a two-sided test finds with the given power, from the width of an interval.
+    """Smallest true difference that a two-sided test detects with the given power, from the width of an interval.
 
-    Computes (z_{1 - alpha/2} + z_power) SE, with SE = (high - low) / (2 z_0.975): 1.43 half-widths by default. It
-    takes the estimate to be about normal, the standard error to be known, and the interval to be as wide as it
-    should be: one that is too narrow promises too much. An interval without width gives 0, which is no finding: equal
-    numbers do not show how much a difference would vary, and studies report no effect then.
+    Computes (z_{1 - alpha/2} + z_power) SE, with SE = (high - low) / (2 z_0.975): 1.43 half-widths by default. The
+    estimate is assumed to be approximately normal with a known standard error. If the interval is too narrow, so is
+    the result. An interval of width 0 gives 0, which is not meaningful, because equal numbers do not show how much
+    a difference varies; studies do not report it.
 
     Args:
         ci95: Lower and upper end of a 95 % interval of the difference, two floats or two tensors of shape `(...)`.
         alpha: Level of the test, in (0, 1).
-        power: How often the difference is to be found, in (alpha, 1).
+        power: Probability of detecting the difference, in (alpha, 1).
 
     Returns:
         Differences in the interval's unit, 0 or more, of shape `(...)`; a float for floats; NaN where an end is NaN.

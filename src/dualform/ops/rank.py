@@ -1,10 +1,10 @@
-"""Which demonstration tokens each setting attends to, and whether the two rank them alike (Kendall's tau).
+"""Attention of each setting to demonstration tokens, and the rank correlation of the two (Kendall's tau).
 
-Softmax keeps the order of its inputs in exact arithmetic, but scores summed over heads spread over hundreds of
-nats, and all but a few of their masses underflow to exactly 0: thousands of false ties. Rank correlations are
-therefore taken on the logits that softmax would receive (`icl_logits`, `ft_logits`) and, for whole demonstrations,
-on the logarithm of their mass (`demonstration_log_mass`): the same ranking, without the ties. The masses
-themselves (`icl_mass`, `ft_mass`, `per_demonstration`) are for showing.
+In exact arithmetic, softmax keeps the order of its inputs. But scores summed over heads differ by hundreds of nats, so
+all but a few masses underflow to exactly 0, which gives thousands of false ties. Rank correlations are therefore
+computed from the inputs of softmax (`icl_logits`, `ft_logits`) and, for whole demonstrations, from the logarithm of
+their mass (`demonstration_log_mass`), which rank in the same way without the ties. The masses themselves (`icl_mass`,
+`ft_mass`, `per_demonstration`) are for display.
 """
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from dualform.errors import ShapeError
 from dualform.ops.cosine import require_same_shape, widened
 
-# Rows up to here are ranked by comparing all pairs, all rows at once; longer ones by scipy's sorting, row by row.
+# Up to this length, all pairs of all rows are compared at once; longer rows are passed to scipy one by one.
 _LONGEST_BY_PAIRS = 128
 # Bounds the memory of one comparison to some ten megabytes.
 _PAIRS_AT_ONCE = 2**20
@@ -48,7 +48,7 @@ def icl_logits(demo_scores: Tensor) -> Tensor:
         Sums, of shape `(example, layer, demo_pos)`.
 
     Raises:
-        ShapeError: Another number of axes.
+        ShapeError: The tensor has another number of axes.
 
     Source:
         m_ICL of arXiv:2212.10559v3, section 4.6.
@@ -68,11 +68,11 @@ def icl_mass(demo_scores: Tensor) -> Tensor:
         Mass m_ICL of each token, summing to 1, of shape `(example, layer, demo_pos)`.
 
     Raises:
-        ShapeError: Another number of axes.
+        ShapeError: The tensor has another number of axes.
 
     Source:
-        m_ICL of arXiv:2212.10559v3, section 4.6. The paper's text sums over heads; the softmax is in the
-        released code and changes no rank.
+        m_ICL of arXiv:2212.10559v3, section 4.6. The paper's text describes the sum over heads only; the softmax
+        is in the released code and does not change the ranking.
     """
     return attention_mass(icl_logits(demo_scores))
 
@@ -81,7 +81,7 @@ def ft_logits(train_q: Tensor, q: Tensor) -> Tensor:
     """FT's attention to training tokens before softmax: Q'^T q, summed over heads.
 
     Args:
-        train_q: Attention queries Q' at the training tokens, recorded while finetuning passes over them, of shape
+        train_q: Attention queries Q' at the training tokens, recorded during finetuning, of shape
             `(layer, demo_pos, head, d_head)`.
         q: The finetuned model's attention query at the probe, of shape `(example, layer, head, d_head)`.
 
@@ -92,9 +92,9 @@ def ft_logits(train_q: Tensor, q: Tensor) -> Tensor:
         ShapeError: The layers, heads or widths do not match.
 
     Source:
-        m_FT of arXiv:2212.10559v3, section 4.6: sum over heads of Q'^T q, neither scaled. No order of tokens depends
-        on a factor, but that of whole demonstrations does: unscaled products differ by hundreds of nats, and the mass
-        of a demonstration is then that of its top token (see `models.query_scale`).
+        m_FT of arXiv:2212.10559v3, section 4.6: sum over heads of Q'^T q, without scaling. A factor does not change
+        the order of tokens, but it does change that of whole demonstrations: unscaled products differ by hundreds of
+        nats, so that the mass of a demonstration is that of its highest token (see `models.structure.query_scale`).
     """
     if train_q.ndim != 4 or q.ndim != 4 or (train_q.shape[0], *train_q.shape[2:]) != tuple(q.shape[1:]):
         raise ShapeError(
@@ -108,7 +108,7 @@ def ft_mass(train_q: Tensor, q: Tensor) -> Tensor:
     """FT's attention to training tokens: softmax over tokens of Q'^T q.
 
     Args:
-        train_q: Attention queries Q' at the training tokens, recorded while finetuning passes over them, of shape
+        train_q: Attention queries Q' at the training tokens, recorded during finetuning, of shape
             `(layer, demo_pos, head, d_head)`.
         q: The finetuned model's attention query at the probe, of shape `(example, layer, head, d_head)`.
 
@@ -119,8 +119,8 @@ def ft_mass(train_q: Tensor, q: Tensor) -> Tensor:
         ShapeError: The layers, heads or widths do not match.
 
     Source:
-        m_FT of arXiv:2212.10559v3, section 4.6. The paper's text stops at the sum over heads; the softmax is in
-        the released code and changes no rank.
+        m_FT of arXiv:2212.10559v3, section 4.6. The paper's text describes the sum over heads only; the softmax
+        is in the released code and does not change the ranking.
     """
     return attention_mass(ft_logits(train_q, q))
 
@@ -130,42 +130,42 @@ def per_demonstration(mass: Tensor, demonstration_of_token: Tensor, n_demonstrat
 
     Args:
         mass: Mass of each token, of shape `(..., demo_pos)`.
-        demonstration_of_token: Number of the demonstration that each token belongs to, of shape `(demo_pos)`;
-            -1 for a token of none (a separator), which is left out.
-        n_demonstrations: How many demonstrations there are.
+        demonstration_of_token: Index of each token's demonstration, of shape `(demo_pos)`; -1 for a token that belongs
+            to none (a separator), which is left out.
+        n_demonstrations: Number of demonstrations.
 
     Returns:
         Sums, of shape `(..., demo)`; 0 for a demonstration without tokens.
 
     Raises:
-        ShapeError: Tokens and mass differ in number, or a token's number is not below `n_demonstrations`.
+        ShapeError: The numbers of tokens differ, or an index is not below `n_demonstrations`.
 
     Source:
-        The ranking of arXiv:2212.10559v3, section 4.6, by demonstration instead of by token. The paper does not name
-        it; the code released with it has it.
+        The ranking of arXiv:2212.10559v3, section 4.6, by demonstration instead of by token. It is not in the paper
+        but in the code released with it.
     """
     owner = _owners(mass, demonstration_of_token, n_demonstrations)
-    # Column 0 gathers the tokens of none.
+    # Column 0 collects tokens that belong to no demonstration.
     sums = mass.new_zeros(*mass.shape[:-1], n_demonstrations + 1)
     return sums.index_add_(-1, owner, mass)[..., 1:]
 
 
 def demonstration_log_mass(logits: Tensor, demonstration_of_token: Tensor, n_demonstrations: int) -> Tensor:
-    """Logarithm of the mass of whole demonstrations, up to one constant a row: for ranking.
+    """Logarithm of the mass of whole demonstrations, up to a constant for each row, for ranking.
 
-    Mass itself underflows to 0 for most demonstrations when logits are large, and zeros tie; this does not.
+    If logits are large, the mass of most demonstrations underflows to 0, which gives ties; its logarithm does not.
 
     Args:
         logits: Logits of each token, of shape `(..., demo_pos)`.
-        demonstration_of_token: Number of the demonstration that each token belongs to, of shape `(demo_pos)`;
-            -1 for a token of none (a separator), which is left out.
-        n_demonstrations: How many demonstrations there are.
+        demonstration_of_token: Index of each token's demonstration, of shape `(demo_pos)`; -1 for a token that belongs
+            to none (a separator), which is left out.
+        n_demonstrations: Number of demonstrations.
 
     Returns:
         Log of summed exponentials, of shape `(..., demo)`, nats; -inf for a demonstration without tokens.
 
     Raises:
-        ShapeError: Tokens and logits differ in number, or a token's number is not below `n_demonstrations`.
+        ShapeError: The numbers of tokens differ, or an index is not below `n_demonstrations`.
 
     Source:
         `per_demonstration`, without the underflow that the released code has.
@@ -181,19 +181,19 @@ def kendall_tau_b(a: Tensor, b: Tensor) -> Tensor:
     """Kendall's rank correlation over the last axis.
 
     Args:
-        a: Numbers to rank, of shape `(..., demo_pos)`; -inf and inf are ranks like others.
+        a: Numbers to rank, of shape `(..., demo_pos)`; -inf and inf are allowed.
         b: Numbers to rank, of shape `(..., demo_pos)`.
 
     Returns:
-        tau-b in [-1, 1], of shape `(...)`, in the dtype of the inputs; NaN where a side is constant (a single
-        number is) or holds a NaN.
+        tau-b in [-1, 1], of shape `(...)`, in the dtype of the inputs; NaN where one row is constant (such as a
+        single number) or contains a NaN.
 
     Raises:
         ShapeError: The two shapes differ.
 
     Source:
-        arXiv:2212.10559v3, section 4.6, writes tau-a, (P_c - P_d) / (N (N - 1) / 2); tau-b is the same without
-        ties and has 1 for its maximum with them (Kendall, Rank Correlation Methods, 1948). scipy.stats.
+        arXiv:2212.10559v3, section 4.6, writes tau-a, (P_c - P_d) / (N (N - 1) / 2); tau-b equals it without
+        ties, and reaches 1 with them (Kendall, Rank Correlation Methods, 1948). The same as `scipy.stats.kendalltau`.
     """
     require_same_shape("... demo_pos", a=a, b=b)
     n_ranked = a.shape[-1]
@@ -206,7 +206,7 @@ def kendall_tau_b(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _short_rows_tau_b(rows_a: Tensor, rows_b: Tensor) -> Tensor:
-    """tau-b of all rows at once, from every pair of ranked numbers, `(row)`; a call of scipy each takes longer."""
+    """tau-b of all rows at once, from every pair of ranked numbers, `(row)`; faster than a call of scipy for each."""
     rows_at_once = max(1, _PAIRS_AT_ONCE // rows_a.shape[-1] ** 2)
     return torch.cat(
         [_tau_b_by_pairs(a, b) for a, b in zip(rows_a.split(rows_at_once), rows_b.split(rows_at_once), strict=True)]
@@ -214,11 +214,12 @@ def _short_rows_tau_b(rows_a: Tensor, rows_b: Tensor) -> Tensor:
 
 
 def _tau_b_by_pairs(rows_a: Tensor, rows_b: Tensor) -> Tensor:
-    """Kendall's definition: concordant pairs less discordant ones, over the geometric mean of the untied pairs."""
+    """Kendall's definition: concordant minus discordant pairs, over the geometric mean of the untied pairs."""
     order_a, order_b = (_order_of_pairs(rows) for rows in (rows_a, rows_b))
     concordance = (order_a * order_b).sum(-1, dtype=torch.int64)
     untied_a, untied_b = (order.abs().sum(-1, dtype=torch.int64) for order in (order_a, order_b))
-    # Two square roots, as the product of the counts is rounded for long rows. 0 / 0 is the NaN of a constant side.
+    # Two square roots, because the product of the counts would be rounded for long rows. 0 / 0 gives the NaN of a
+    # constant row.
     taus = concordance / untied_a.double().sqrt() / untied_b.double().sqrt()
     return taus.clamp(-1, 1).masked_fill((rows_a.isnan() | rows_b.isnan()).any(-1), torch.nan)
 
@@ -227,7 +228,7 @@ def _order_of_pairs(rows: Tensor) -> Tensor:
     """1 where the first of a pair is larger, -1 where it is smaller, 0 in a tie, `(row, pair)`."""
     first, second = torch.triu_indices(rows.shape[-1], rows.shape[-1], offset=1)
     left, right = rows[:, first], rows[:, second]
-    # Not the sign of the difference: that of two infinities is NaN.
+    # The sign of the difference would be NaN for two infinities.
     return (left > right).to(torch.int8) - (left < right).to(torch.int8)
 
 
@@ -239,7 +240,7 @@ def _long_rows_tau_b(rows_a: Tensor, rows_b: Tensor) -> Tensor:
 
 
 def _owners(values: Tensor, demonstration_of_token: Tensor, n_demonstrations: int) -> Tensor:
-    """Numbers of the tokens' demonstrations counted from 1, 0 for none; checked."""
+    """Indices of the tokens' demonstrations plus 1, and 0 for none, after a check."""
     if demonstration_of_token.shape != values.shape[-1:]:
         raise ShapeError(
             "demonstration_of_token must be (demo_pos), one number a token; given "

@@ -6,13 +6,13 @@ import torch
 
 
 def stream_seed(purpose: str, seed: int, *more: int) -> int:
-    """The 32-bit seed of `stream`, for code that can only draw from the global generator; same arguments."""
+    """The 32-bit seed of `stream`, for code that can only draw from the global generator; same arguments as `stream`."""
     hashed = hashlib.sha256(repr((purpose, seed, *more)).encode()).digest()
     return int.from_bytes(hashed[:4], "big")
 
 
 def stream(purpose: str, seed: int, *more: int) -> torch.Generator:
-    """A generator on the CPU, the same for the same arguments in every run, and unrelated for any others.
+    """A generator on the CPU: equal arguments give equal streams in every run, other arguments independent ones.
 
     torch's CPU generator is a Mersenne Twister that uses only the low 32 bits of `manual_seed` and silently ignores the
     rest: `2**32 + seed` gives the same numbers as `seed`. The arguments are therefore hashed, and 32 bits of the hash
@@ -20,7 +20,7 @@ def stream(purpose: str, seed: int, *more: int) -> torch.Generator:
 
     Args:
         purpose: What is drawn, such as `weights`, `training`, `test` or `tuning`.
-        seed: Of a run.
+        seed: Seed of the run.
         more: Further values that distinguish streams of the same purpose and seed, such as a number of points.
     """
     return torch.Generator().manual_seed(stream_seed(purpose, seed, *more))

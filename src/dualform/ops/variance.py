@@ -1,4 +1,4 @@
-"""Why runs differ: which demonstrations were drawn, in which order they stand, or how the queries fall out.
+"""Variance of accuracy between runs, divided into parts from demonstration set, order and queries.
 
 A run is one set of demonstrations in one order; its accuracy is the mean of `right` over queries. Sets are drawn,
 orders are drawn within a set, and every run answers the same queries. All intervals resample sets, the only part
@@ -18,14 +18,14 @@ from dualform.ops.cosine import require_same_shape, widened
 
 @dataclass(frozen=True)
 class VarianceParts:
-    """The variance of a run's accuracy and what it is made of; squares of the unit of `right`."""
+    """The variance of a run's accuracy and its parts, in squares of the unit of `right`."""
 
     set: float
-    """Variance between demonstration sets; with one order a set, of sets and orders together."""
+    """Variance between demonstration sets; with one order for each set, that of sets and orders together."""
     order: float
     """Variance between orders of the same set; NaN with one order."""
     residual: float
-    """Variance that more queries would average away: (set x query + the rest) / n_queries."""
+    """The part that decreases with the number of queries: (set x query + rest) / n_queries."""
     total: float
     """Their sum."""
     set_ci95: tuple[float, float]
@@ -38,8 +38,8 @@ def variance_split(right: Tensor, *, n_resamples: int = 1000, generator: torch.G
     """How much of the variance of a run's accuracy comes from the set, the order and the queries.
 
     The model is y = mu + set + order(set) + query + set x query + rest, all effects random, with s sets, o orders of
-    each and q queries. "Rest" holds order x query too: with one answer a query they are the same thing. Expected mean
-    squares, V being variances:
+    each and q queries. "Rest" includes order x query, which cannot be separated with one answer for each query. The
+    expected mean squares, with variances V, are:
 
         E MS(set)         = V(rest) + o V(set x query) + q V(order) + o q V(set)
         E MS(order)       = V(rest) + q V(order)
@@ -52,25 +52,25 @@ def variance_split(right: Tensor, *, n_resamples: int = 1000, generator: torch.G
         order    = (MS(order) - MS(rest)) / q
         residual = (V(set x query) + V(rest)) / q = (MS(set x query) + (o - 1) MS(rest)) / (o q)
 
-    The queries are the same in every run, so that their own differences move all runs alike and do not enter. With
+    The queries are the same in every run, so that differences between them affect all runs equally and cancel. With
     one order, MS(order) and MS(rest) do not exist and set and order cannot be separated: `set` is
-    (MS(set) - MS(set x query)) / q and holds both.
+    (MS(set) - MS(set x query)) / q and includes both.
 
-    Each estimate is unbiased until it is cut: a negative `set` or `order` (noise around nothing) becomes 0, which
-    makes the mean of small components slightly positive. `residual` is never negative. Uncut, and where
-    V(set x query) is not negative either, these are the REML estimates: the design is balanced.
+    Each estimate is unbiased before truncation: a negative `set` or `order` becomes 0, which makes the mean of small
+    components slightly too high. `residual` is never negative. Where no estimate is negative, these are the REML
+    estimates, since the design is balanced.
 
-    The interval is the percentile bootstrap over sets, each resample estimated and cut in the same way. Drawing sets
-    with replacement shrinks mean squares between sets by (s - 1) / s, which is undone. Few sets say little about
-    their own variance, and the interval does not know how little: measured on normal effects, four orders and 100
-    queries (2,000 trials each, standard error at most 1 %), it held the true `set` in 75 % of trials with 5 sets,
-    82 % with 10, 88 % with 20 and 92 % with 50; the true `order` in 79, 88, 90 and 93 %.
+    The interval is the percentile bootstrap over sets, with the same estimates and truncation in each resample. Drawing
+    sets with replacement shrinks mean squares between sets by (s - 1) / s, which is corrected. With few sets the
+    interval is too narrow: measured with normally distributed effects, four orders and 100 queries (2,000 trials each,
+    standard error at most 1 %), it contained the true `set` in 75 % of trials with 5 sets, 82 % with 10, 88 % with 20
+    and 92 % with 50; the true `order` in 79, 88, 90 and 93 %.
 
     Args:
-        right: 1 where a run answers a query rightly, else 0, or any other number, of shape `(set, order, example)`;
-            boolean will do. A query with a NaN or infinity under any run is left out of all, so that the design
-            stays balanced.
-        n_resamples: How many resamples.
+        right: 1 where a run answers a query correctly, else 0 (or booleans, or any other numbers), of shape
+            `(set, order, example)`. A query with a NaN or infinity in any run is left out of all runs, so that the
+            design stays balanced.
+        n_resamples: Number of resamples.
         generator: Source of randomness; drawn on its own device, then moved.
 
     Returns:
@@ -82,8 +82,8 @@ def variance_split(right: Tensor, *, n_resamples: int = 1000, generator: torch.G
 
     Source:
         Brennan, Generalizability Theory, 2001, chapter 3 (the p x (i:h) design, here query x (order:set)); Searle,
-        Casella and McCulloch, Variance Components, 1992, chapter 4 (equal to REML where balanced). Undoing what
-        resampling shrinks: Brennan, Unbiased Estimates of Variance Components With Bootstrap Procedures, Educational
+        Casella and McCulloch, Variance Components, 1992, chapter 4 (equal to REML where balanced). The correction
+        of the shrinkage: Brennan, Unbiased Estimates of Variance Components With Bootstrap Procedures, Educational
         and Psychological Measurement 67(5), 2007.
     """
     require_same_shape("set order example", right=right)
@@ -110,7 +110,7 @@ def variance_split(right: Tensor, *, n_resamples: int = 1000, generator: torch.G
 
 @dataclass(frozen=True)
 class _Squares:
-    """Sums of squares of each set, from which those of any resample of sets follow without the queries."""
+    """Sums of squares of each set, from which those of any resample of sets are computed."""
 
     n_orders: int
     n_queries: int
@@ -119,19 +119,19 @@ class _Squares:
     order: Tensor
     """Sum of squares between orders within each set, `(set)`."""
     rest: Tensor
-    """Sum of squares of what set, order, query and set x query leave, `(set)`."""
+    """Sum of squares of the residuals after set, order, query and set x query, `(set)`."""
     profiles: Tensor
-    """Inner products of two sets' deviations by query, mean over orders, `(set, set_2)`."""
+    """Inner products of two sets' deviations for each query, averaged over orders, `(set, set_2)`."""
 
     @classmethod
     def of(cls, y: Tensor) -> "_Squares":
-        # A shift of one query in all runs changes none of the sums used; this one makes equal runs exactly 0.
+        # Subtracting a constant from a query in all runs does not change the sums; this makes equal runs exactly 0.
         y = y - y[:1, :1]
         by_query, by_order = y.mean(1), y.mean(2)
         means = y.mean((1, 2))
         between_orders = by_order - rearrange(means, "set -> set 1")
         deviations = by_query - rearrange(means, "set -> set 1")
-        # Likewise; it keeps the inner products small, so that little is lost when they are subtracted.
+        # Likewise; this keeps the inner products small, so that their differences lose few digits.
         deviations = deviations - deviations.mean(0, keepdim=True)
         rest = (
             y - rearrange(by_query, "set query -> set 1 query") - rearrange(between_orders, "set order -> set order 1")
@@ -146,11 +146,11 @@ class _Squares:
         )
 
     def components(self, counts: Tensor, between: float) -> Tensor:
-        """Uncut estimates of set, order and residual for each resample, `(3, resample)`.
+        """Estimates of set, order and residual before truncation, for each resample, `(3, resample)`.
 
         Args:
             counts: How often each set was drawn, `(resample, set)`.
-            between: Factor on mean squares between sets.
+            between: Factor by which mean squares between sets are multiplied.
         """
         s, o, q = counts.shape[1], self.n_orders, self.n_queries
         centre = (counts @ self.means) / s
@@ -176,26 +176,25 @@ class _Squares:
 def spread_ratio(
     first: Tensor, second: Tensor, *, n_resamples: int = 1000, generator: torch.Generator
 ) -> tuple[float, float, float]:
-    """How many times as spread out the first learner's (or model's) runs are as the second's, with its interval.
+    """Ratio of the standard deviations of two learners' (or models') runs, with its interval.
 
-    The standard deviations are taken over all runs, sets and orders together. Sets are resampled jointly: a set
-    that is hard for one learner may be hard for the other. The interval is the percentile one of the log ratio,
-    which is that of the ratio, percentiles being the same on either scale; swapping the two learners inverts it.
-    With the effects of `variance_split`'s trials and two learners that share half of theirs, it held the true ratio
-    in 90 % of trials with 5 sets or 10, 92 % with 20 and 94 % with 50; with 5 sets and orders that differ more than
-    sets, in 87 %.
+    The standard deviations are taken over all runs, sets and orders together. Sets are resampled jointly, because
+    a set that is hard for one learner may be hard for the other. The percentile interval is the same for the ratio and
+    its logarithm, so swapping the learners inverts it. In trials as for `variance_split`, with two learners that share
+    half of their effects, it contained the true ratio in 90 % of trials with 5 or 10 sets, 92 % with 20 and 94 % with
+    50; with 5 sets, and orders that differ more than sets, in 87 %.
 
     Args:
-        first: Accuracies of runs, of shape `(set, order)`; NaN where there was no run. A run that either lacks is
-            left out of both.
-        second: The same of the other, the same sets in the same places, `(set, order)`.
-        n_resamples: How many resamples.
+        first: Accuracies of runs, of shape `(set, order)`; NaN where there was no run. A run that is missing for
+            one learner is left out for both.
+        second: The same for the second learner, with the same sets at the same indices, `(set, order)`.
+        n_resamples: Number of resamples.
         generator: Source of randomness; drawn on its own device, then moved.
 
     Returns:
-        SD(first) / SD(second), 0 or more, and the lower and upper end. The ratio is NaN where SD(second) is 0 or
-        fewer than two runs are left; the ends with fewer than two sets. A resample in which SD(second) alone is 0
-        counts as higher than any other, and an end that falls there is NaN; one in which both are 0 is left out.
+        SD(first) / SD(second), 0 or more, and the lower and upper end. The ratio is NaN if SD(second) is 0 or fewer
+        than two runs are left; the ends are NaN with fewer than two sets. A resample in which only SD(second) is 0
+        counts as infinite, and an infinite end is returned as NaN; one in which both are 0 is left out.
 
     Raises:
         ConfigError: `n_resamples` is below 1.
@@ -224,12 +223,13 @@ def spread_interval(values: Tensor, *, n_resamples: int = 1000, generator: torch
     """95 % interval of the standard deviation over runs, by resampling sets.
 
     The standard deviation is over all runs, with n - 1. Drawing sets with replacement shrinks squares between sets
-    by (s - 1) / s, which is undone. In `variance_split`'s trials it held the true deviation in 70 % with 5 sets, 80 %
-    with 10, 88 % with 20 and 92 % with 50: compare learners by `spread_ratio`, not by whether two of these overlap.
+    by (s - 1) / s, which is corrected. In trials as for `variance_split`, it contained the true deviation in 70 % with
+    5 sets, 80 % with 10, 88 % with 20 and 92 % with 50. To compare learners use `spread_ratio`, not the overlap of
+    these intervals.
 
     Args:
         values: Accuracies (or anything) of runs, of shape `(set, order)`; NaN where there was no run.
-        n_resamples: How many resamples.
+        n_resamples: Number of resamples.
         generator: Source of randomness; drawn on its own device, then moved.
 
     Returns:
@@ -240,7 +240,7 @@ def spread_interval(values: Tensor, *, n_resamples: int = 1000, generator: torch
         ShapeError: `values` is not `(set, order)`.
 
     Source:
-        As `spread_ratio`.
+        See `spread_ratio`.
     """
     require_same_shape("set order", values=values)
     _require_resamples(n_resamples)
@@ -253,7 +253,7 @@ def spread_interval(values: Tensor, *, n_resamples: int = 1000, generator: torch
 
 @dataclass(frozen=True)
 class _Runs:
-    """What the runs of each set add to a variance over all runs; sets without a run are left out."""
+    """Contribution of each set's runs to the variance over all runs; sets without a run are left out."""
 
     n: Tensor
     """Runs, `(set)`."""
@@ -270,7 +270,7 @@ class _Runs:
         kept = present.any(1)
         values, present = values[kept], present[kept]
         n = present.sum(1).to(values.dtype)
-        # Around one of the runs, so that little is lost when squares are subtracted.
+        # Relative to one of the runs, so that differences of squares lose few digits.
         reference = values[present][0] if len(values) else 0.0
         values = (values - reference).masked_fill(~present, 0)
         means = values.sum(1) / n
@@ -283,7 +283,7 @@ class _Runs:
 
         Args:
             counts: How often each set was drawn, `(resample, set)`.
-            between: Factor on squares between sets.
+            between: Factor by which squares between sets are multiplied.
         """
         runs = counts * self.n
         n = runs.sum(1)
@@ -301,7 +301,7 @@ def _counts(n: int, n_resamples: int, generator: torch.Generator, like: Tensor) 
 
 
 def _percentiles(resampled: Tensor) -> tuple[float, float]:
-    """2.5th and 97.5th percentile of the numbers that there are, `(resample)`; NaN for an end at infinity."""
+    """2.5th and 97.5th percentile, `(resample)`, ignoring NaN; NaN for an infinite end."""
     low, high = resampled.nanquantile(resampled.new_tensor([0.025, 0.975])).tolist()
     return (low if math.isfinite(low) else math.nan), (high if math.isfinite(high) else math.nan)
 
