@@ -83,10 +83,10 @@ def gradient_descent_update(
     """Train a linear layer W x by gradient descent and return the change of W_0 as values and keys.
 
     In each step, the gradient with respect to W is sum_i g_i x_i^T, where g_i is the gradient of the loss with respect
-    to the layer's output at x_i. This holds for every loss and whatever follows the layer. So e_i is the sum of -rate g_i
-    over steps, since the inputs stay the same. With momentum the e_i differ, and weight decay also shrinks W_0. The
-    updates of an optimiser that scales each entry of W separately, such as Adam, are not of this form, because they
-    leave the span of the inputs.
+    to the layer's output at x_i. This holds for every loss and whatever follows the layer. So e_i is the sum of
+    -rate g_i over steps, since the inputs stay the same. With momentum the e_i differ, and weight decay also shrinks
+    W_0. The updates of an optimiser that scales each entry of W separately, such as Adam, are not of this form, because
+    they leave the span of the inputs.
 
     Args:
         W0: Weights before training, of shape `(d_out, d_in)`.

@@ -35,7 +35,7 @@ def low_rank(delta: Tensor, rank: int) -> LowRank:
 
     Args:
         delta: A change of a weight, output features first, of shape `(d_out, d_in)`.
-        rank: Columns of B and rows of A. Those beyond min(d_out, d_in) are zeros; they are not needed for an exact product.
+        rank: Columns of B and rows of A. Those beyond min(d_out, d_in) are zeros, since the others are exact.
 
     Returns:
         The factors, in the dtype of `delta` but at least float32, and the share of its squared norm that they keep.

@@ -25,8 +25,8 @@ def sign_flip_p(
     If two settings do not differ, each unit's difference is equally likely to have either sign. The p-value is the
     share of sign patterns whose mean is at least as extreme as the observed one. If there are at most `n_resamples`
     patterns (2**n), all are enumerated and the p-value is exact. Otherwise patterns are drawn at random and the
-    observed one is counted among them (the +1 rule), so that the test is valid and p is never below 1 / (n_resamples + 1). The
-    smallest p-value with n units is 2 / 2**n two-sided and 1 / 2**n one-sided.
+    observed one is counted among them (the +1 rule), so that the test is valid and p is never below
+    1 / (n_resamples + 1). The smallest p-value with n units is 2 / 2**n two-sided and 1 / 2**n one-sided.
 
     Units must be independent. For a test over demonstrations, queries with the same demonstrations are not independent
     units: average over them first.

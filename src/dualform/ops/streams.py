@@ -6,7 +6,7 @@ import torch
 
 
 def stream_seed(purpose: str, seed: int, *more: int) -> int:
-    """The 32-bit seed of `stream`, for code that can only draw from the global generator; same arguments as `stream`."""
+    """The 32-bit seed of `stream` (same arguments), for code that can only draw from the global generator."""
     hashed = hashlib.sha256(repr((purpose, seed, *more)).encode()).digest()
     return int.from_bytes(hashed[:4], "big")
 
