@@ -28,6 +28,7 @@ _MACHINE = Machine(
     optimiser=2e-5,
     ranking=(1e-4, 4e-4),
     copying=4e9,
+    loading=1.0,
     start=5.0,
     base=GIB // 2,
     start_laboratory=4.0,

@@ -199,7 +199,7 @@ def test_a_file_of_texts_that_cannot_be_used(
     ("arguments", "words"),
     [
         (["--method", "rank-one"], ["method rank-one changes no weights", "choose one of ridge, thought-vector"]),
-        (["--method", "magic"], ["fold.method: ", "'magic'", "'ridge'"]),
+        (["--method", "magic"], ["--method: ", "'magic'", "'ridge'"]),
         (["--strength", "x"], ["strength 'x' should be a number such as 0.01, or gcv"]),
         (["--strength", "-1"], ["strength -1.0 must be 0 or more"]),
         (["--strength", "inf"], ["strength inf must be 0 or more and finite"]),
@@ -207,7 +207,7 @@ def test_a_file_of_texts_that_cannot_be_used(
         (["--fold-layers", "0..99"], ["layers [2, 3, 4", "do not exist: llama has layers 0 to 1"]),
         (["--fold-layers", "all"], ["layers 'all' should look like 3, 0..11 or 1,4,9"]),
         (["--fold-texts", "2"], ["--fold-texts: ", "greater than or equal to 8", "(given 2)"]),
-        (["--as", "gguf"], ["form: ", "'checkpoint' or 'lora'", "'gguf'"]),
+        (["--as", "gguf"], ["--as: ", "'checkpoint' or 'lora'", "'gguf'"]),
         (["--as", "lora", "--rank", "0"], ["rank: ", "(given 0)"]),
         (["--plain", "nowhere.txt"], ["nowhere.txt does not exist"]),
         (["--perplexity", "nowhere.txt"], ["nowhere.txt does not exist"]),

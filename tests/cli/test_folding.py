@@ -41,7 +41,7 @@ def test_a_study_prints_its_words_and_tables_and_leaves_a_whole_folder(
     assert done.code == 0, done.err
     assert {path.name for path in out.iterdir()} == PROMISED
     assert done.err.split() == ["Report:", *str(out / "report.html").split()]
-    for words in ("ridge", "thought-vector", "zero-shot"):
+    for words in ("ridge", "thought", "zero-shot"):
         assert words in done.out.lower(), words
     result = result_of(out)
     assert result["study"] == "folding"

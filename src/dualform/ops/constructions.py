@@ -1,14 +1,14 @@
-"""Weights of linear self-attention that do gradient descent on the examples in its context.
+"""Weights with which linear self-attention computes gradient descent on the examples in its context.
 
-A token is e = (x, y), an example a row, and a layer without softmax adds
+Each example is a token e = (x, y), one row of the input, and a layer without softmax computes
 
     e_j <- e_j + sum_h P_h sum_i W_V_h e_i (W_K_h e_i)^T W_Q_h e_j
 
 where i runs over the examples and j over examples and queries. With W_K = W_Q = [[I, 0], [0, 0]], W_V = [[0, 0],
-[W_0, -I]] and P = (eta / N) I that is e_j <- (x_j, y_j - dW x_j), where dW = -(eta / N) sum_i (W_0 x_i - y_i) x_i^T is
-one step of gradient descent from W_0 on (1 / 2N) sum_i |W x_i - y_i|^2: to have W_0 + dW instead of W_0 is to have
-targets that are dW x less. So the same layer again does the next step, and a query that goes in as (x, -W_0 x) comes
-out as (x, -(W_0 + dW) x), minus the prediction.
+[W_0, -I]] and P = (eta / N) I this is e_j <- (x_j, y_j - dW x_j), where dW = -(eta / N) sum_i (W_0 x_i - y_i) x_i^T is
+one step of gradient descent from W_0 on (1 / 2N) sum_i |W x_i - y_i|^2. Changing the weights from W_0 to W_0 + dW has
+the same effect on the residuals as subtracting dW x from the targets, so applying the same layer again computes the
+next step. A query that enters as (x, -W_0 x) leaves as (x, -(W_0 + dW) x), whose last part is minus the prediction.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from dualform.errors import ConfigError, ShapeError
 
 @dataclass(frozen=True)
 class LinearSelfAttention:
-    """Weights of a layer, in the paper's letters; each acts on a token as a column, W e."""
+    """Weights of a layer, in the paper's notation; each multiplies a token as a column, W e."""
 
     W_K: Tensor
     """`(head, d_k, d_token)`."""
@@ -34,20 +34,21 @@ class LinearSelfAttention:
     P: Tensor
     """`(head, d_token, d_v)`."""
     skip: Tensor | None = None
-    """What is kept of a token itself, `(d_token, d_token)`; None for all of it, the residual connection."""
+    """Matrix by which the residual connection multiplies a token, `(d_token, d_token)`; None for the identity."""
 
 
 def gd_layer(W0: Tensor, eta: float, n_context: int) -> LinearSelfAttention:
-    """The layer that does one step of gradient descent from W_0; K of it do K steps.
+    """The layer that computes one step of gradient descent from W_0; applied K times, it computes K steps.
 
     Args:
         W0: `(d_y, d_x)`.
-        eta: Rate of the step.
-        n_context: N, which must be the number of examples that the layer is applied to: it stands in the weights, and
-            with n of them the step's rate is eta n / N.
+        eta: Learning rate of the step.
+        n_context: N, the number of examples that the layer will be applied to. The weights contain it: applied to n
+            examples, the learning rate is eta n / N.
 
     Source:
-        arXiv:2212.07677, proposition 1; a layer's keys and values are of the examples only, as in its released code.
+        arXiv:2212.07677, proposition 1; keys and values are those of the examples only, as in the released
+        code.
     """
     _require_context(n_context)
     d_y, d_x = W0.shape
@@ -60,16 +61,16 @@ def gd_layer(W0: Tensor, eta: float, n_context: int) -> LinearSelfAttention:
 
 
 def gd_plus_plus_layer(W0: Tensor, eta: float, gamma: float, n_context: int) -> LinearSelfAttention:
-    """The layer of GD++: the step of `gd_layer`, and by a second head x_j <- (I - gamma sum_i x_i x_i^T) x_j.
+    """The layer of GD++: the step of `gd_layer`, and in a second head x_j <- (I - gamma sum_i x_i x_i^T) x_j.
 
-    Both are of the tokens that come in. Queries are transformed as examples are. After it, W_0 x is no longer what it
-    was, so that in depth the layers do GD++ on the first layer's loss at W_0 = 0 only.
+    Both heads read the layer's input tokens, and queries are transformed like examples. Because this changes W_0 x,
+    several such layers compute GD++ only for W_0 = 0.
 
     Args:
         W0: `(d_y, d_x)`.
-        eta: Rate of the step.
-        gamma: How much of the curvature is taken out of the inputs; not divided by N.
-        n_context: N, examples in context.
+        eta: Learning rate of the step.
+        gamma: Strength of the transformation of the inputs; not divided by N.
+        n_context: N, the number of examples in context.
 
     Source:
         arXiv:2212.07677, GD++.
@@ -85,32 +86,32 @@ def gd_plus_plus_layer(W0: Tensor, eta: float, gamma: float, n_context: int) -> 
 
 
 def ridge_layer(d_x: int, d_y: int, eta: float, strength: float, n_context: int) -> LinearSelfAttention:
-    """The layer that does one step of gradient descent on (1 / 2N) (sum_i |W x_i - y_i|^2 + strength |W|^2).
+    """The layer that computes one step of gradient descent on (1 / 2N) (sum_i |W x_i - y_i|^2 + strength |W|^2).
 
-    Its step is W <- (1 - c) W - (eta / N) sum_i (W x_i - y_i) x_i^T with the decay c = eta strength / N. The decay asks
-    for two things that `gd_layer` does without. First, y_i - W x_i alone is no longer enough to go on: what shrinks is
-    W x_i and not y_i. So a token is (x, y, p) with p = -W x, whose values are -(y + p). Second, p must lose a share c
-    of itself, which no sum over the other tokens can give: it is the `skip` that keeps 1 - c of p.
+    Its step is W <- (1 - c) W - (eta / N) sum_i (W x_i - y_i) x_i^T with the decay c = eta strength / N. It
+    differs from `gd_layer` in two ways. First, a token must hold y_i and W x_i separately, because the decay shrinks
+    W x_i but not y_i. So a token is (x, y, p) with p = -W x, and its values are -(y + p). Second, p must shrink by the
+    factor 1 - c, which attention to other tokens cannot compute; this is what `skip` does.
 
         p_j <- (1 - c) p_j - (eta / N) sum_i (y_i + p_i) x_i^T x_j
 
-    The same descent without a self-term is `gd_layer` over d_x more examples (sqrt(strength) u, 0), u a unit vector of
-    each coordinate.
+    The same descent without `skip` is `gd_layer` with d_x additional examples (sqrt(strength) u, 0), where u is the
+    unit vector of each coordinate.
 
     Args:
-        d_x: Of an input.
-        d_y: Of an output.
+        d_x: Dimension of an input.
+        d_y: Dimension of an output.
         eta: Rate of the step; layers converge to the closed form where it is below 2 N over the largest eigenvalue of
             the Gram matrix plus `strength`.
-        strength: Of ridge, 0 or more, as added to the Gram matrix.
-        n_context: N, examples in context.
+        strength: Ridge penalty, 0 or more, as added to the diagonal of the Gram matrix.
+        n_context: N, the number of examples in context.
 
     Returns:
         Weights in float64.
 
     Source:
-        dualform's own derivation. That a transformer's layers can do ridge regression: arXiv:2211.15661, theorems 1
-        and 2, by other constructions.
+        dualform's own derivation. Theorems 1 and 2 of arXiv:2211.15661 show, by other constructions, that a
+        transformer can compute ridge regression.
     """
     _require_context(n_context)
     if not strength >= 0:
@@ -132,13 +133,13 @@ def apply_layer(weights: LinearSelfAttention, tokens: Tensor, keys_from: int) ->
     """The tokens after a layer, of the same shape.
 
     Args:
-        weights: Of the layer.
+        weights: Weights of the layer.
         tokens: Examples and then queries, `(..., token, d_token)`.
-        keys_from: Tokens that are attended to, the first ones: the examples. Queries attend to them, and nothing
-            attends to a query.
+        keys_from: Number of tokens that are attended to, which are the first ones (the examples). No token attends to
+            a query.
 
     Raises:
-        ShapeError: Tokens are of another width than the weights, or fewer than `keys_from`.
+        ShapeError: The width of the tokens is not that of the weights, or there are fewer than `keys_from`.
 
     Source:
         arXiv:2212.07677, the linear self-attention layer of proposition 1.
@@ -161,21 +162,21 @@ def apply_layer(weights: LinearSelfAttention, tokens: Tensor, keys_from: int) ->
 def descend_by_layers(
     layers: Sequence[LinearSelfAttention], x: Tensor, y: Tensor, query: Tensor, W0: Tensor | None = None
 ) -> Tensor:
-    """What layers of `gd_layer` or `gd_plus_plus_layer` predict: minus what they make of a query's y.
+    """Predictions of layers from `gd_layer` or `gd_plus_plus_layer`: minus the last part of each query's token.
 
     Args:
         layers: Applied in order.
         x: Inputs in context, `(..., point, d_x)`.
         y: Their targets, `(..., point, d_y)`.
-        query: Inputs whose y is predicted, `(..., query, d_x)`; each is predicted independently of the others.
-        W0: The weights that the layers descend from, `(d_y, d_x)`; None for zero. They must be those that the layers
-            were made with, which cannot be seen here: with others, examples and query start from different weights.
+        query: Inputs to predict, `(..., query, d_x)`, independently of each other.
+        W0: The initial weights, `(d_y, d_x)`; None for zero. They must be those with which the layers were built,
+            which is not checked; otherwise examples and queries start from different weights.
 
     Returns:
         `(..., query, d_y)`.
 
     Source:
-        arXiv:2212.07677, section 3: depth is steps.
+        arXiv:2212.07677, section 3: each layer is one step.
     """
     _require_examples(x, y, query)
     query_token = query.new_zeros(*query.shape[:-1], y.shape[-1]) if W0 is None else -query @ W0.T
@@ -183,16 +184,16 @@ def descend_by_layers(
 
 
 def ridge_by_layers(layers: Sequence[LinearSelfAttention], x: Tensor, y: Tensor, query: Tensor) -> Tensor:
-    """What layers of `ridge_layer` predict, from W = 0: minus what they make of a query's p, `(..., query, d_y)`.
+    """Predictions of layers from `ridge_layer`, starting at W = 0: minus each query's p, `(..., query, d_y)`.
 
     Args:
         layers: Applied in order.
         x: Inputs in context, `(..., point, d_x)`.
         y: Their targets, `(..., point, d_y)`.
-        query: Inputs whose y is predicted, `(..., query, d_x)`; each is predicted independently of the others.
+        query: Inputs to predict, `(..., query, d_x)`, independently of each other.
 
     Source:
-        dualform's own; see `ridge_layer`.
+        See `ridge_layer`.
     """
     _require_examples(x, y, query)
     examples = torch.cat([x, y, torch.zeros_like(y)], -1)

@@ -1,6 +1,6 @@
-"""Layers that descend a loss of their own while they read: fast weights, one rule for each.
+"""Fast weights: layers whose weights are updated at every token by descent on an inner loss, for several rules.
 
-A layer's weights S map keys to values, and each token moves them once. In the papers' letters, with S of d_v x d_k:
+A layer's weights S, of shape d_v x d_k, map keys to values, and each token updates them once. In the papers' notation:
 
     rule           inner loss                           update at a token                              read
     linear         -<S k, v>                            S <- a S + b v k^T                             S q
@@ -13,11 +13,11 @@ A layer's weights S map keys to values, and each token moves them once. In the p
     ttt-linear     1/2 ||N(S k) - (v - k)||^2           S <- S - b gradient                            S q
     titans         ||N(S k) - v||^2                     Z <- n Z - b gradient,  S <- a S + Z           S q
 
-with b the rate, a the decay, n the momentum, L the ridge, N a LayerNorm or nothing. An output is read behind its own
-token's update. The last two take their gradients at the weights before the mini-batch that a token belongs to.
+where b is the rate, a the decay, n the momentum, L the ridge, and N a LayerNorm or the identity. A token's output is
+read after its own update. The last two rules compute gradients at the weights before the token's mini-batch.
 
-"recurrent" is the descent itself, token by token, and what the other form answers to; "chunked"
-(`fast_weights_chunked`) gives the same numbers in a few large products.
+The form "recurrent" updates the weights token by token and is the reference; "chunked" (`fast_weights_chunked`)
+computes the same numbers with a few large products.
 """
 
 from collections.abc import Iterator, Mapping
@@ -34,13 +34,13 @@ from dualform.ops.fast_weights_chunked import delta_chunked, linear_chunked, mes
 from dualform.ops.momentum import full_precision, require_chunk
 
 FastWeightRule = Literal["linear", "delta", "gated-delta", "longhorn", "mesa", "ttt-linear", "titans"]
-"""How fast weights descend."""
+"""The rule by which fast weights are updated."""
 
 RULES: tuple[FastWeightRule, ...] = get_args(FastWeightRule)
-"""All of them."""
+"""All rules."""
 
 FastWeightForm = Literal["recurrent", "chunked"]
-"""How the same numbers are computed."""
+"""The algorithm; both compute the same numbers."""
 
 OPTIONS: dict[FastWeightRule, tuple[str, ...]] = {
     "linear": ("rate", "decay"),
@@ -51,13 +51,13 @@ OPTIONS: dict[FastWeightRule, tuple[str, ...]] = {
     "ttt-linear": ("rate", "norm", "mini_batch"),
     "titans": ("rate", "decay", "momentum", "norm", "mini_batch"),
 }
-"""What each rule heeds. Another option, set to anything but its default, is refused."""
+"""The options of each rule. Any other option must keep its default."""
 
 MINI_BATCH = 16
-"""Tokens of a mini-batch, by default: that of arXiv:2407.04620."""
+"""Default number of tokens in a mini-batch, from arXiv:2407.04620."""
 
 NORM_EPS = 1e-6
-"""Added to the variance by a rule's LayerNorm: that of the code released with arXiv:2407.04620."""
+"""Added to the variance in a rule's LayerNorm, as in the code released with arXiv:2407.04620."""
 
 Norm = tuple[Tensor, Tensor]
 """Weight and bias of a LayerNorm."""
@@ -65,30 +65,30 @@ Norm = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class FastWeightState:
-    """All that later tokens need to know of the tokens so far; or, with `weights` alone, what to begin from."""
+    """The state after some tokens, from which later tokens continue; with `weights` alone, initial weights."""
 
     rule: FastWeightRule
     weights: Tensor
-    """S, mesa's G, of shape `(batch, head, d_v, d_k)`, float32 at least; to begin from, `batch` may be 1."""
+    """S, or G of mesa, of shape `(batch, head, d_v, d_k)`, at least float32; `batch` may be 1 for initial weights."""
     gram: Tensor | None = None
     """Mesa's H, of shape `(batch, head, d_k, d_k)`; None for zeros."""
     momentum: Tensor | None = None
-    """Z of titans, of the shape of `weights`; None for zeros."""
+    """Z of titans, in the shape of `weights`; None for zeros."""
     anchor: Tensor | None = None
-    """Weights before the mini-batch that is not complete yet, of the shape of `weights`; None if none is open."""
+    """Weights before the current mini-batch, if it is incomplete, in the shape of `weights`; else None."""
     seen: int = 0
-    """Tokens of that mini-batch so far."""
+    """Number of tokens of that mini-batch so far."""
     mini_batch: int | None = None
-    """Tokens of that mini-batch once it is complete; None if none is open."""
+    """Number of tokens of that mini-batch when complete; None if there is no incomplete one."""
 
 
 class FastWeightOutput(NamedTuple):
-    """What was read, and what is left for the tokens to come."""
+    """Output of the layer and the state after the last token."""
 
     output: Tensor
-    """Of shape `(batch, head, pos, d_v)`."""
+    """Shape `(batch, head, pos, d_v)`."""
     state: FastWeightState
-    """What the next part of the sequence starts from."""
+    """The state from which the next part of the sequence continues."""
 
 
 def fast_weights(
@@ -107,38 +107,39 @@ def fast_weights(
     chunk: int = 32,
     state: FastWeightState | None = None,
 ) -> FastWeightOutput:
-    """What each token reads from weights that every token before it, and it itself, has moved.
+    """Outputs of a layer whose weights are updated by each token, including the current one, before it is read.
 
-    Differentiable in all its tensors; mesa with decay, chunked, only once. The sequence may be cut anywhere: a part
-    started from the state of the part before reads what it reads in the whole. All tokens must be finite: a NaN or an
-    infinity spoils outputs before it too, those of its own chunk, but in the recurrent form.
+    Differentiable in all its tensors; chunked mesa with decay only once. A sequence may be processed in parts: a part
+    that starts from the state of the previous one gives the same outputs as in the whole sequence. All tokens must be
+    finite: except in the recurrent form, a NaN or an infinity also affects earlier outputs of its chunk.
 
     Args:
-        rule: How the weights descend.
-        q: Attention queries, of shape `(batch, head, pos, d_k)`, used as they are: no scale, no normalisation.
-        k: Keys, of shape `(batch, head, pos, d_k)`, as they are too. Steps along them grow without bound where they are
-            too long for the rate: delta's and gated-delta's with rate ||k||^2 above 2; without a norm, ttt-linear's
-            with rate times the largest eigenvalue of a mini-batch's sum of k k^T above 2, which many tokens alike make
-            mini_batch times as large as one, and titans's with it above 1, for its loss is not halved. A decay below 1
-            moves these bounds up, momentum too.
+        rule: The update rule.
+        q: Attention queries, of shape `(batch, head, pos, d_k)`, used without scaling or normalisation.
+        k: Keys, of shape `(batch, head, pos, d_k)`, used without normalisation. If they are too long for the rate, the
+            weights diverge: for delta and gated-delta, if rate ||k||^2 is above 2; for ttt-linear without a norm, if
+            rate times the largest eigenvalue of a mini-batch's sum of k k^T is above 2 (this eigenvalue is mini_batch
+            times as large as that of one token if all keys are equal); for titans, if it is above 1, since its loss is
+            not halved. A decay below 1, or momentum, raises these bounds.
         v: Values, of shape `(batch, head, pos, d_v)`.
         rate: b, at least 0: a number, or a tensor of shape `()` or `(batch, head, pos)`, any axis of which may be 1.
-            The values of a tensor that requires a gradient are not looked at, here and below: keep them in range.
-            Mesa without decay, chunked, takes a negative rate for 0 and gives a rate of 0 or less no gradient.
-        decay: a, in [0, 1], of such a shape: what a token leaves of the weights, 1 - alpha of titans.
-        momentum: n, in [0, 1], of such a shape.
-        ridge: Diagonal of L, above 0 in the dtype computed in: a number, or a tensor of shape `()`, `(d_k)` or
-            `(head, d_k)`. Where it nears that dtype's rounding of the largest eigenvalue of H, few digits are left, in
-            the chunked form without decay about one less than in the recurrent form: give tokens in float64 there.
+            The range of a tensor that requires a gradient is not checked, here and below.
+            Chunked mesa without decay treats a negative rate as 0 and gives no gradient to a rate of 0 or less.
+        decay: a, in [0, 1], of the same shapes: the factor by which a token multiplies the weights; 1 - alpha in
+            titans.
+        momentum: n, in [0, 1], of the same shapes.
+        ridge: Diagonal of L, above 0 in the dtype of the computation: a number, or a tensor of shape `()`, `(d_k)` or
+            `(head, d_k)`. If it is near the rounding error of the largest eigenvalue of H, few digits are correct, and
+            in the chunked form without decay about one digit fewer than in the recurrent form; use float64 then.
         norm: Weight and bias of ttt-linear's or titans's LayerNorm, each of shape `(d_v)` or `(head, d_v)`; None for
-            none, N(x) = x. At weights of zero its slope is 1 / sqrt(NORM_EPS), a thousand: with a norm, begin from
-            weights other than zero, given as a `FastWeightState(rule, weights)`.
-        mini_batch: Tokens of ttt-linear and titans that share the weights at which they take their gradients; with 1,
-            each takes it at the weights that the token before has left. It changes the results, in both forms alike.
+            N(x) = x. At weights of zero its slope is 1 / sqrt(NORM_EPS) = 1000, so with a norm use initial weights
+            other than zero, given as `FastWeightState(rule, weights)`.
+        mini_batch: For ttt-linear and titans, the number of tokens whose gradients are computed at the same weights;
+            with 1, at those after the previous token. It changes the results, equally in both forms.
         form: "recurrent" or "chunked".
-        chunk: Tokens a chunk, at least 2. Results do not depend on it but for rounding. The chunks of ttt-linear and
-            titans are their mini-batches.
-        state: What the tokens before have left; by default all weights are zero.
+        chunk: Tokens in a chunk, at least 2. It affects results only by rounding. For ttt-linear and titans, chunks
+            are mini-batches.
+        state: The state after earlier tokens; by default all weights are zero.
 
     Returns:
         Outputs, in the dtype of `v`, and the state after the last token. Half precision is summed in float32, under
@@ -146,17 +147,17 @@ def fast_weights(
 
     Raises:
         ConfigError: No such rule or form, a rate, decay, momentum or ridge out of range, an option that the rule does
-            not heed, a state of another rule or of an open mini-batch of another size, tensors that are no floats, or
-            `chunk` or `mini_batch` too small.
-        NumericalError: Mesa's H + L is not positive definite in the dtype computed in: the ridge is too small for it,
+            not have, a state of another rule or of an incomplete mini-batch of another size, tensors that are not
+            floating point, or `chunk` or `mini_batch` too small.
+        NumericalError: H + L of mesa is not positive definite in the dtype of the computation: the ridge is too small,
             or keys or rates are not finite.
-        ShapeError: The shapes do not belong together.
+        ShapeError: The shapes do not match.
 
     Source:
-        linear and delta: arXiv:2102.11174. gated-delta: arXiv:2412.06464. longhorn: arXiv:2407.14207, whose rate has a
-        number for each row of S; here they share one. mesa: arXiv:2309.05858 and arXiv:2506.05233. ttt-linear:
-        arXiv:2407.04620, without the residual and the LayerNorm that it adds to what is read, and without a bias
-        beside S. titans: arXiv:2501.00663, with a memory of one linear layer, gradients at each chunk's start. The
+        linear and delta: arXiv:2102.11174. gated-delta: arXiv:2412.06464. longhorn: arXiv:2407.14207, which has a
+        rate for each row of S; here all rows share one. mesa: arXiv:2309.05858 and arXiv:2506.05233. ttt-linear:
+        arXiv:2407.04620, without the residual connection and the LayerNorm of its output, and without a bias
+        next to S. titans: arXiv:2501.00663, with a memory of one linear layer, gradients at each chunk's start. The
         decay of linear is that of many later layers.
     """
     options = {
@@ -213,7 +214,7 @@ def inner_loss(
     least.
 
     Args:
-        rule: How the weights descend.
+        rule: The update rule.
         S: Weights, of shape `(..., d_v, d_k)`.
         k: A token's key, of shape `(..., d_k)`; for mesa all tokens' so far, `(..., pos, d_k)`.
         v: A token's value, of shape `(..., d_v)`; for mesa all tokens' so far, `(..., pos, d_v)`.
@@ -399,7 +400,7 @@ def _chunked(
 
 
 def _started(state: FastWeightState | None, rule: FastWeightRule, x: _Sequence, mini_batch: int) -> FastWeightState:
-    """The state to start from, with all that its rule has: zeros where nothing is given."""
+    """The initial state with all tensors of its rule; those that are not given are zero."""
     (batch, heads, _, d_k), d_v = x.k.shape, x.v.shape[-1]
     zeros = x.v.new_zeros(batch, heads, d_v, d_k)
     if state is None:

@@ -1,16 +1,16 @@
-"""Momentum attention: every token also receives a decaying sum of the values before it, whatever its query.
+"""Momentum attention: adds to each token a decaying sum of the earlier values, which does not depend on its query.
 
-In the paper's letters, with eta in (0, 1):
+In the paper's notation, with eta in (0, 1):
 
     MoAttn(V, K, q_t) = V softmax(K^T q_t / sqrt(d)) + m_t,     m_t = sum_{i < t} eta^(t - i) v_i
 
-Here are three forms of the added term m_t that give the same numbers: `momentum_naive` (the sum as it is written, with
-t x t weights), `momentum_chunked` (a few large products, memory linear in t) and `momentum_recurrent` (token by token,
-as `momentum_step` decodes). Each starts from the state that an earlier part of the sequence left, where one is given,
-and returns the next.
+Three functions compute the added term m_t, with the same numbers: `momentum_naive` (the sum as written above, with t x
+t weights), `momentum_chunked` (a few large products, memory linear in t) and `momentum_recurrent` (token by token, as
+`momentum_step` does when decoding). Each can start from the state after an earlier part of the sequence, and returns
+the state at its end.
 
-What is carried is S_t = sum_{i <= t} eta^(p_t - p_i) v_i, with p the positions: m_t is S_{t-1}, decayed. Only
-differences that are 0 or more become exponents, so a power may underflow to zero but never overflow.
+The state is S_t = sum_{i <= t} eta^(p_t - p_i) v_i, where p are the positions; m_t is S_{t-1} after decay. Exponents
+are differences that are never negative, so a power may underflow to zero but not overflow.
 """
 
 from dataclasses import dataclass
@@ -27,24 +27,24 @@ from dualform.ops.cosine import result_dtype
 
 @dataclass(frozen=True)
 class MomentumState:
-    """All that later tokens need to know of the tokens so far: one vector a head."""
+    """The state after some tokens, from which later tokens continue: one vector for each head."""
 
     sums: Tensor
-    """sum_i eta^(p - p_i) v_i over the valid tokens i of the last one's segment, p being the last one's position, of
-    shape `(batch, head, d_head)`, float32 at least. Never normalised."""
+    """sum_i eta^(p - p_i) v_i over the valid tokens i in the segment of the last valid token, whose position is p, of
+    shape `(batch, head, d_head)`, at least float32. Never normalised."""
     position: Tensor
-    """Position p of the last valid token, of shape `(batch,)`; -1 where there was none."""
+    """Position p of the last valid token, of shape `(batch,)`; -1 if there was none."""
     segment: Tensor | None = None
-    """Segment of the last valid token, of shape `(batch,)`; None where no segments were given."""
+    """Segment of the last valid token, of shape `(batch,)`; None if no segments were given."""
 
 
 class Momentum(NamedTuple):
-    """The added term, and what it leaves for the tokens to come."""
+    """The added term and the state after the last token."""
 
     term: Tensor
-    """m_t, of the values' shape and dtype: `(batch, head, pos, d_head)`, in a single step `(batch, head, d_head)`."""
+    """m_t, in the shape and dtype of the values: `(batch, head, pos, d_head)`, or `(batch, head, d_head)` in a step."""
     state: MomentumState
-    """What the next part of the sequence starts from."""
+    """The state from which the next part of the sequence continues."""
 
 
 def momentum_naive(
@@ -57,26 +57,27 @@ def momentum_naive(
     state: MomentumState | None = None,
     normalised: bool = False,
 ) -> Momentum:
-    """The added term with t x t weights, slow and obvious: what the other forms answer to.
+    """The added term computed with t x t weights: slow and simple, the reference for the other forms.
 
     Args:
-        values: The heads' own values, of shape `(batch, head, pos, d_head)`; the rest as in `momentum_chunked`.
-        eta: Decay a position, in [0, 1).
+        values: Values of the heads, of shape `(batch, head, pos, d_head)`. See `momentum_chunked` for details of all
+            arguments.
+        eta: Decay per position, in [0, 1).
         positions: Positions, of shape `(batch, pos)`.
         segments: Segments, of shape `(batch, pos)`.
-        valid: False where padding is, of shape `(batch, pos)`.
-        state: What the tokens before have left.
+        valid: False at padding, of shape `(batch, pos)`.
+        state: The state after earlier tokens.
         normalised: Multiply by (1 - eta) / eta.
 
     Returns:
-        What `momentum_chunked` returns, up to rounding.
+        The same as `momentum_chunked`, up to rounding.
 
     Raises:
         ConfigError: As in `momentum_chunked`.
         ShapeError: As in `momentum_chunked`.
 
     Source:
-        As `momentum_chunked`.
+        See `momentum_chunked`.
     """
     line = _timeline(values, positions, segments, valid, state)
     rate = rate_of_heads(eta, values)
@@ -104,36 +105,37 @@ def momentum_chunked(
     normalised: bool = False,
     chunk: int = 32,
 ) -> Momentum:
-    """The added term in few products and memory linear in t: the form to train and to read long texts with.
+    """The added term computed with a few products and memory linear in t, for training and long texts.
 
     m_t = sum over tokens i of the same row and segment with p_i < p_t of eta^(p_t - p_i) v_i, in differentiable
     operations: gradients flow to `values`, to `eta` and to the state.
 
-    The sequence may be cut anywhere: the term of a part, started from the state of the part before, is what it is in
-    the whole. Where the term is not normalised, `term[:, :, t] + values[:, :, t]` are the sums after token t, so a
-    branch may start there. Heads that share their values share the term: compute it for the key-value heads alone.
+    A sequence may be processed in parts: a part that starts from the state of the previous one gives the same term as
+    in the whole sequence. If the term is not normalised, `term[:, :, t] + values[:, :, t]` are the sums after token t,
+    from which a branch can start. Heads that share values share the term, so compute it once for each key-value head.
 
     Without `positions`, `segments` and `valid` all chunks have the same weights, which are built once. With any of
-    them, weights are built for every row and chunk, which costs up to as much again as the products.
+    them, weights are built for every row and chunk, which takes up to as long as the products.
 
     Args:
-        values: The heads' own values v, before W_O, of shape `(batch, head, pos, d_head)`.
-        eta: Decay a position, in [0, 1): a number, a scalar tensor of shape `()`, or one a head, of shape `(head)`. At
-            0 the term is exactly zero, so that attention is the ordinary one, bit for bit; this holds for the
-            normalised term too, although its limit is v_{t-1}. The values of a tensor are checked unless it requires
-            a gradient: what is being trained should be kept in range by its own parametrisation, and looking would
-            make a GPU wait in every layer.
-        positions: Integers from 0 that ascend within a segment, of shape `(batch, pos)` or `(1, pos)`. They decide the
-            lag: over a gap the sum decays as over so many tokens. Padding may have any. By default valid tokens are
-            counted, on from the state.
-        segments: Integers that name the sequence a token belongs to where several are packed in a row, of shape
-            `(batch, pos)` or `(1, pos)`. Tokens see their own segment alone; an id that comes back after another is a
-            new segment. A sequence read in parts has segments in all of its parts or in none. Padding may have any.
-        valid: False where a token is padding, on whichever side or in between, of shape `(batch, pos)` or `(1, pos)`.
-            Padding adds nothing, whatever its values, and its own term is zero.
-        state: What the tokens before have left; by default there are none.
-        normalised: Multiply by (1 - eta) / eta, so that the weights of an endless past sum to 1.
-        chunk: Tokens a chunk, at least 2. Results do not depend on it but for rounding.
+        values: Values v of the heads, before W_O, of shape `(batch, head, pos, d_head)`.
+        eta: Decay per position, in [0, 1): a number, a scalar tensor of shape `()`, or one number for each head, of
+            shape `(head)`. At 0 the term is exactly zero, so that attention is unchanged bit for bit; this holds for
+            the normalised term too, although its limit is v_{t-1}. The range of a tensor is checked unless it requires
+            a gradient, because a check would make a GPU wait in every layer; a trained eta should be kept in range by
+            its parametrisation.
+        positions: Integers from 0 that increase within a segment, of shape `(batch, pos)` or `(1, pos)`. The sum decays
+            with their differences, so also over gaps. Those of padding are ignored. By default valid tokens are
+            numbered, continuing from the state.
+        segments: Integers that identify the sequence of each token if several are packed into a row, of shape
+            `(batch, pos)` or `(1, pos)`. Tokens receive only values of their segment; a number that recurs after
+            another one is a new segment. A sequence in parts has segments in all parts or in none. Those of padding are
+            ignored.
+        valid: False where a token is padding, at any place of the row, of shape `(batch, pos)` or `(1, pos)`. The
+            values of padding are ignored, and its term is zero.
+        state: The state after earlier tokens; by default there are none.
+        normalised: Multiply by (1 - eta) / eta, so that the weights of infinitely many earlier tokens sum to 1.
+        chunk: Tokens in a chunk, at least 2. It affects results only by rounding.
 
     Returns:
         The term, in the dtype of `values` and of their shape, and the state after the last token. Half precision is
@@ -172,23 +174,24 @@ def momentum_recurrent(
     """The added term token by token, remembering one vector a head: S <- eta^gap S + v.
 
     Args:
-        values: The heads' own values, of shape `(batch, head, pos, d_head)`; the rest as in `momentum_chunked`.
-        eta: Decay a position, in [0, 1).
+        values: Values of the heads, of shape `(batch, head, pos, d_head)`. See `momentum_chunked` for details of all
+            arguments.
+        eta: Decay per position, in [0, 1).
         positions: Positions, of shape `(batch, pos)`.
         segments: Segments, of shape `(batch, pos)`.
-        valid: False where padding is, of shape `(batch, pos)`.
-        state: What the tokens before have left.
+        valid: False at padding, of shape `(batch, pos)`.
+        state: The state after earlier tokens.
         normalised: Multiply by (1 - eta) / eta.
 
     Returns:
-        What `momentum_chunked` returns, up to rounding.
+        The same as `momentum_chunked`, up to rounding.
 
     Raises:
         ConfigError: As in `momentum_chunked`.
         ShapeError: As in `momentum_chunked`.
 
     Source:
-        As `momentum_chunked`.
+        See `momentum_chunked`.
     """
     line = _timeline(values, positions, segments, valid, state)
     rate = rate_of_heads(eta, values)
@@ -232,7 +235,7 @@ def momentum_step(
         ShapeError: The shapes do not belong together.
 
     Source:
-        As `momentum_chunked`.
+        See `momentum_chunked`.
     """
     if not isinstance(gap, Tensor) and gap < 1:
         raise ConfigError(f"gap is {gap}; expected 1 position or more behind the last token.")
@@ -372,7 +375,7 @@ class _UnevenTimes:
     def since(self, rate: Tensor, size: int) -> Tensor:
         """As `_EvenTimes.since`."""
         at, run = _in_chunks(self.position, size), _in_chunks(self.run, size)
-        # Nothing comes before the first chunk: whatever decay it has is applied to zeros.
+        # No tokens precede the first chunk, so its decay is applied to zeros.
         end, end_run = (F.pad(x[:, :-1, -1], (1, 0))[..., None] for x in (at, run))
         return _power(rate, at - end, run == end_run)
 
@@ -388,7 +391,7 @@ def _sums(x: Tensor, rate: Tensor, clock: _EvenTimes | _UnevenTimes, chunk: int)
     chunks = rearrange(F.pad(x, (0, 0, 0, -n % size)), "b h (chunk pos) d -> b h chunk pos d", pos=size)
     own = clock.within(rate, size) @ chunks
     if n > size:
-        # What the chunks leave behind is a sequence of its own, one token a chunk.
+        # The sums at the ends of the chunks are again a sequence, with one token for each chunk.
         ends = _sums(own[..., -1, :], rate, clock.of_ends(size), chunk)
         before = F.pad(ends[:, :, :-1], (0, 0, 1, 0))
         own = torch.addcmul(own, clock.since(rate, size)[..., None], before[..., None, :])
@@ -430,7 +433,7 @@ def _advance(
 
 @dataclass(frozen=True)
 class _Timeline:
-    """When the state's last token and then each token came. Padding stands where the last valid token does."""
+    """Positions of the state's last token and of each token. Padding has that of the last valid token."""
 
     position: Tensor
     """`(batch, 1 + pos)`, where `batch` may be 1 here and below."""
@@ -528,7 +531,7 @@ def _behind_state(values: Tensor, valid: Tensor | None, state: MomentumState | N
 
 
 def _sums_of(state: MomentumState | None, value: Tensor) -> Tensor:
-    """What the state has summed up, `(batch, head, d_head)` as `value`, float32 at least; zeros if there is none."""
+    """Sums of the state, `(batch, head, d_head)`, on the device of `value`, at least float32; zeros without a state."""
     if state is None:
         return torch.zeros_like(value, dtype=result_dtype(value))
     if state.sums.shape != value.shape or state.position.shape != value.shape[:1]:

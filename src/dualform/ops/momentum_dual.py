@@ -1,4 +1,4 @@
-"""Gradient descent with momentum as an attention without softmax: its true duals.
+"""Attention without softmax that is the exact dual form of gradient descent with momentum.
 
 The inner loss of token t is -<v_t, M k_t>, with the fast weights M read by o_t = M_t q_t. Its gradient is -v_t k_t^T
 whatever M is, so that gradient descent at rate 1 is linear attention, M_t = M_{t-1} + v_t k_t^T. With momentum eta it
@@ -11,8 +11,9 @@ is linear attention whose weights depend on the distance l = t - i alone:
     heavy-ball    S_t = eta S_{t-1} + v_t k_t^T,  M_t = M_{t-1} + S_t                (1 - eta^(l+1)) / (1 - eta)
     nesterov      S_t as above,  M_t = M_{t-1} + v_t k_t^T + eta S_t                 (1 - eta^(l+2)) / (1 - eta)
 
-The older a token, the more of its momentum has been spent on M: w grows with the distance, up to 1 / (1 - eta). The
-weights that momentum attention adds (`momentum`) fall with the distance and never meet k or q.
+The weight w grows with the distance, up to 1 / (1 - eta), because the momentum of older tokens has changed M for more
+steps. The weights of momentum attention (`momentum`), in contrast, decrease with the distance and do not depend on k
+or q.
 """
 
 from typing import Literal, get_args
@@ -26,10 +27,10 @@ from dualform.errors import ConfigError, ShapeError
 from dualform.ops.momentum import decayed_sums, full_precision, rate_of_heads, require_chunk
 
 MomentumKind = Literal["none", "heavy-ball", "nesterov"]
-"""How the fast weights descend."""
+"""The kind of momentum with which the fast weights are updated."""
 
 DualForm = Literal["naive", "chunked", "recurrent"]
-"""How the same numbers are computed."""
+"""The algorithm; all compute the same numbers."""
 
 
 def momentum_linear_attention(
@@ -42,19 +43,20 @@ def momentum_linear_attention(
     *,
     chunk: int = 64,
 ) -> Tensor:
-    """Causal linear attention whose fast weights descend with momentum: o_t = M_t q_t.
+    """Causal linear attention whose fast weights are updated by gradient descent with momentum: o_t = M_t q_t.
 
     Args:
         q: Attention queries, of shape `(batch, head, pos, d_k)`, used without scaling.
         k: Keys, of shape `(batch, head, pos, d_k)`.
         v: Values, of shape `(batch, head, pos, d_v)`.
-        eta: Momentum, in [0, 1): a number, a scalar tensor of shape `()`, or one a head, of shape `(head)`. A tensor
-            that requires a gradient is not checked. At 0 every kind is plain causal linear attention, bit for bit as
-            the same form computes it.
-        kind: How the fast weights descend; "none" ignores `eta`.
-        form: "naive" has t x t weights and is what the others answer to, "recurrent" is the descent itself, token by
-            token, and "chunked" has weights within chunks and carries S and M between them, in memory linear in t.
-        chunk: Tokens a chunk, at least 2. Results do not depend on it but for rounding.
+        eta: Momentum, in [0, 1): a number, a scalar tensor of shape `()`, or one number for each head, of shape
+            `(head)`. A tensor that requires a gradient is not checked. At 0 every kind is plain causal linear
+            attention, bit for bit as the same form computes it.
+        kind: The kind of momentum; "none" ignores `eta`.
+        form: "naive" computes t x t weights and is the reference for the others; "recurrent" updates S and M token by
+            token; "chunked" computes weights within chunks and passes S and M on between them, with memory linear in
+            t.
+        chunk: Tokens in a chunk, at least 2. It affects results only by rounding.
 
     Returns:
         Outputs, of shape `(batch, head, pos, d_v)`, in the dtype of `v`. Half precision is summed in float32, under
@@ -110,7 +112,7 @@ def _recurrent(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, kind: MomentumKind
 def _chunked(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, kind: MomentumKind, chunk: int) -> Tensor:
     n = v.shape[2]
     size = min(chunk, n)
-    # Zeros that fill up the last chunk write nothing into S and M.
+    # Zeros that fill up the last chunk do not change S and M.
     q, k, v = (
         rearrange(F.pad(x, (0, 0, 0, -n % size)), "b h (chunk pos) d -> b h chunk pos d", pos=size) for x in (q, k, v)
     )
@@ -118,7 +120,7 @@ def _chunked(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, kind: MomentumKind, 
     output = (q @ k.mT * _by_distance(w)[:, None]) @ v
     if n > size:
         S, M = _fast_weights(k, v, rate, w, kind)
-        # Within the chunk, what M was before stays, and S goes on being spent on it.
+        # Within the chunk, the previous M stays, and the previous S continues to be added to it.
         output = output + q @ M.mT + _spent(rate, size, kind)[:, None, :, None] * (q @ S.mT)
     return rearrange(output, "b h chunk pos d -> b h (chunk pos) d")[:, :, :n]
 
@@ -127,7 +129,7 @@ def _fast_weights(k: Tensor, v: Tensor, rate: Tensor, w: Tensor, kind: MomentumK
     """S and M before each chunk, `(batch, head, chunk, d_v, d_k)`, of keys and values in chunks."""
     size, d_k = k.shape[-2:]
     decay = rate[:, None] ** torch.arange(size, device=k.device)
-    # What a chunk alone would leave: tokens reach its end over distances size - 1, ..., 0.
+    # The contribution of a chunk alone: its tokens are at distances size - 1, ..., 0 from its end.
     to_S, to_M = ((v * x.flip(-1)[:, None, :, None]).mT @ k for x in (decay, w))
     S = decayed_sums(rearrange(to_S, "b h chunk d_v d_k -> b h chunk (d_v d_k)"), rate, spacing=size)
     S = _before(rearrange(S, "b h chunk (d_v d_k) -> b h chunk d_v d_k", d_k=d_k))
@@ -136,20 +138,20 @@ def _fast_weights(k: Tensor, v: Tensor, rate: Tensor, w: Tensor, kind: MomentumK
 
 
 def _before(chunks: Tensor) -> Tensor:
-    """What there was before each chunk, given what there is after it: zeros first."""
+    """The state before each chunk, given the state after each: zeros come first."""
     return F.pad(chunks[:, :, :-1], (0, 0, 0, 0, 1, 0))
 
 
 def _weights(rate: Tensor, n: int, kind: MomentumKind) -> Tensor:
     """w(l) for l = 0, ..., n - 1, of shape `(head, n)`."""
-    # The geometric sum added up: where eta is near 1, 1 - eta^(l+1) and 1 - eta have lost their digits.
+    # The geometric sum is computed by addition, since 1 - eta^(l+1) and 1 - eta lose digits where eta is near 1.
     heavy_ball = (rate[:, None] ** torch.arange(n, device=rate.device)).cumsum(-1)
     return 1 + rate[:, None] * heavy_ball if kind == "nesterov" else heavy_ball
 
 
 def _spent(rate: Tensor, n: int, kind: MomentumKind) -> Tensor:
-    """How much of S has gone into M after 1, ..., n steps in which nothing was added to S, of shape `(head, n)`."""
-    # S decays before each step, and nesterov takes eta S of it.
+    """Factor of S that has been added to M after 1, ..., n steps without new tokens, of shape `(head, n)`."""
+    # S decays before each step; nesterov then adds eta S.
     spent = rate[:, None] * _weights(rate, n, "heavy-ball")
     return rate[:, None] * spent if kind == "nesterov" else spent
 

@@ -1,7 +1,7 @@
-"""Ridge regression from sums: rows are seen once, a batch at a time, and never kept.
+"""Ridge regression from sums over batches of rows, without storing the rows.
 
-Of all rows only their number, their means and their second moments are needed, so memory depends on the widths of
-inputs and outputs alone. Sums are kept in float64: a Gram matrix squares the condition of its rows.
+Only the number, means and second moments of the rows are needed, so memory depends only on the widths of inputs and
+outputs. Sums are in float64, because the condition number of a Gram matrix is the square of that of its rows.
 """
 
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from torch import Tensor
 from dualform.errors import ConfigError, NumericalError, ShapeError
 
 STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(-10, 3))
-"""Candidates for `NormalEquations.cross_validated`: 1e-5 to 10, two a decade."""
+"""Candidates for `NormalEquations.cross_validated`: 1e-5 to 10, two for each power of ten."""
 
 _LEAST_FREE = 0.1
-"""Share of the rows that a strength must leave unfitted to be a candidate."""
+"""Smallest share of residual degrees of freedom, of all rows, with which a strength is considered."""
 _ROUNDING = 1e-6
-"""Of sums of products in single precision, relative to the outputs' sum of squares."""
+"""Rounding error of sums of products in single precision, relative to the outputs' sum of squares."""
 
 
 @dataclass(frozen=True)
 class RidgeFit:
-    """The linear map that was fitted: y is about W x + c."""
+    """The fitted linear map, y = W x + c."""
 
     W: Tensor
     """`(d_out, d_in)`, float64."""
@@ -31,18 +31,18 @@ class RidgeFit:
     strength: float
     """Penalty on the squared entries of W, in units of the mean squared deviation of an input."""
     explained: float
-    """Share of the outputs' weighted sum of squares that the fit explains on its own rows, at most 1; NaN where all
-    outputs are zero."""
+    """Share of the outputs' weighted sum of squares that the fit explains on the rows it was fitted to, at most 1; NaN
+    if all outputs are zero."""
 
 
 class NormalEquations:
-    """All that a ridge fit needs to know of its rows.
+    """The sums over rows from which ridge regressions are fitted.
 
     Args:
         d_in: Width of an input.
         d_out: Width of an output.
-        intercept: Fit one, unpenalised.
-        device: Where the sums are kept.
+        intercept: Whether to fit an intercept, which is not penalised.
+        device: Device of the sums.
     """
 
     def __init__(self, d_in: int, d_out: int, *, intercept: bool = True, device: torch.device | str = "cpu") -> None:
@@ -56,16 +56,16 @@ class NormalEquations:
         self.weight = 0.0
         """Sum of the rows' weights."""
         self.rows = 0
-        """Rows that tell something new, which is what cross-validation counts."""
+        """Number of rows for cross-validation, without those added with `known`."""
 
     def add(self, x: Tensor, y: Tensor | None, weight: float = 1.0, *, known: bool = False) -> None:
-        """Take in some rows.
+        """Add some rows.
 
         Args:
             x: Inputs, `(row, d_in)`.
-            y: Outputs, `(row, d_out)`; None for rows on which the map should give zero.
-            weight: How much each of these rows counts.
-            known: The rows were added before, and get more weight now: what they tell is not new.
+            y: Outputs, `(row, d_out)`; None for rows whose outputs should be zero.
+            weight: Weight of each of these rows.
+            known: Whether the rows were added before and only get more weight now; they are then not counted again.
 
         Raises:
             ShapeError: Widths or numbers of rows do not fit.
@@ -105,16 +105,16 @@ class NormalEquations:
         shifted = gram + penalty * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         factor, failed = torch.linalg.cholesky_ex(shifted)
         if failed:
-            # Some direction of the inputs never varies and nothing is penalised: the shortest solution, then.
+            # The inputs do not vary in some direction and there is no penalty: take the solution of least norm.
             return self._fit(torch.linalg.pinv(shifted, hermitian=True) @ cross, strength)
         return self._fit(torch.cholesky_solve(cross, factor), strength)
 
     def cross_validated(self, strengths: tuple[float, ...] = STRENGTHS) -> RidgeFit:
         """The fit whose strength has the least generalised cross-validation error, summed over outputs.
 
-        Every new row counts once, whatever its weight: a weight does not make it tell more. Rows of one text are not
-        independent, so the choice leans towards too little penalty; strengths that leave less than a tenth of the rows
-        free are passed over, where the error is a quotient of two numbers near zero.
+        Each row counts once, whatever its weight, since a weight adds no information. Rows of one text are not
+        independent, so the chosen penalty tends to be too small. Strengths with residual degrees of freedom below a
+        tenth of the rows are skipped, because their error is a quotient of two numbers near zero.
 
         Args:
             strengths: Candidates, as `solve` takes them.
@@ -135,7 +135,7 @@ class NormalEquations:
         power = rotated.square().sum(1)
         scale = float(values.mean())
         n = float(self.rows)
-        # A residual is what two large sums leave; below their rounding it says nothing.
+        # The residual is a difference of two large sums; below their rounding error it is meaningless.
         least = _ROUNDING * float(total)
         errors = []
         for strength in strengths:
@@ -144,7 +144,7 @@ class NormalEquations:
             freedom = float((values / shifted).sum()) + self._intercept
             left = n - freedom
             errors.append(n * max(residual, least) / left**2 if left > _LEAST_FREE * n else float("inf"))
-        # Where no candidate leaves enough, the strongest is the least bad.
+        # If all candidates are skipped, the largest strength is used.
         best = max(strengths)
         if min(errors) < float("inf"):
             best = strengths[min(range(len(strengths)), key=errors.__getitem__)]

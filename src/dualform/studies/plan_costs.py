@@ -229,7 +229,7 @@ class Costs:
         bytes_ = shape.parameters * BYTES[self.dtype]
         plain = replace(self, packed=False)
         # The weights are allocated, read and copied; one forward has gradients.
-        seconds = 3 * bytes_ / machine.copying + plain._training(Training(5, 5))
+        seconds = machine.loading + 3 * bytes_ / machine.copying + plain._training(Training(5, 5))
         for tokens, scored in self.loading_reads():
             seconds += plain._prefix(tokens) + plain._head(scored) + plain._softmax(scored)
         return Cost(seconds=seconds + FIRST_BLOCK_READS * (plain._block(5, 5**2) / shape.n_layers + machine.model))

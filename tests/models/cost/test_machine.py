@@ -1,4 +1,6 @@
 import json
+import os
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -7,10 +9,12 @@ import pytest
 from dualform.errors import ConfigError
 from dualform.models.cost import machine as module
 from dualform.models.cost.machine import (
+    LONGEST_USE,
     ROWS,
     Machine,
     container_limit,
     cores,
+    faster_of,
     memory,
     peak_memory,
     this_machine,
@@ -29,6 +33,7 @@ def measurements(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         return fixed_machine(device=device, dtype=dtype, dispatch=1e-6 * len(done))
 
     monkeypatch.setattr(module, "measure_machine", measure_machine)
+    monkeypatch.setattr(module, "checked_rate", lambda device, dtype: fixed_machine().plain[2])
     return done
 
 
@@ -82,6 +87,39 @@ def test_measuring_again_replaces_the_cached_rates(
     second = this_machine(measure=True)
     assert first != second
     assert this_machine() == second
+
+
+def test_a_machine_that_was_busy_when_it_was_measured_is_measured_again(
+    measurements: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("DUALFORM_CACHE", str(tmp_path))
+    this_machine()
+    # Slower than before: it is busy now, and its rates stay.
+    monkeypatch.setattr(module, "checked_rate", lambda device, dtype: 0.2 * fixed_machine().plain[2])
+    this_machine()
+    assert len(measurements) == 1
+    monkeypatch.setattr(module, "checked_rate", lambda device, dtype: 1.5 * fixed_machine().plain[2])
+    this_machine()
+    assert len(measurements) == 2
+
+
+def test_old_rates_are_measured_again(
+    measurements: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("DUALFORM_CACHE", str(tmp_path))
+    this_machine()
+    (kept,) = tmp_path.glob("machine/*.json")
+    for age, n in ((0.9 * LONGEST_USE, 1), (1.1 * LONGEST_USE, 2)):
+        then = time.time() - age
+        os.utime(kept, (then, then))
+        this_machine()
+        assert len(measurements) == n
+
+
+def test_the_faster_of_two_measurements_is_taken_rate_by_rate():
+    busy = fixed_machine(plain=(1e9, 5e9, 2e10, 4e10, 5e10), bandwidth=1e9, block=2e-4, ranking=(2e-4, 3e-4))
+    chosen = faster_of(busy, fixed_machine())
+    assert chosen == faster_of(fixed_machine(), busy) == fixed_machine(ranking=(1e-4, 3e-4))
 
 
 def test_each_precision_is_measured_for_itself(

@@ -3,6 +3,10 @@
 A run consists of matrix products, attention and passes over memory. Each has its own rate, which depends on the number
 of rows processed at once. Products are measured over many different matrices in turn, like the layers of a model; a
 single matrix would stay in the cache and give a rate that no model reaches.
+
+Other processes slow a measurement down. Each rate is therefore the best of two rounds that lie some seconds apart.
+Rates are measured again when they are older than `LONGEST_USE`, or when a short check finds the machine much faster
+than it was: it was busy then. A machine that is slower at the moment keeps its rates.
 """
 
 import contextlib
@@ -13,6 +17,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -21,11 +26,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, LlamaConfig
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from dualform.files import atomic_write, cache_dir
 from dualform.models.compat import pack_weight, packed_product
-from dualform.models.loading.load import torch_device
+from dualform.models.loading.load import load_model, torch_device
 from dualform.models.reading.attention import NAME
 from dualform.models.reading.products import packable
 from dualform.ops.rank import kendall_tau_b
@@ -44,6 +52,10 @@ _CACHED = 1 << 14
 """Entries of a tensor that fits into the cache."""
 _FRESH = 1 << 22
 """Entries of a tensor that does not, so that each result is allocated anew."""
+LONGEST_USE = 30 * 24 * 3600.0
+"""Seconds after which rates are measured again."""
+_MUCH_FASTER = 1.4
+"""If products run this many times as fast as measured, the machine was busy when it was measured."""
 _KEPT = 4
 """Results kept alive at a time; memory that is freed immediately would be reused from the cache."""
 
@@ -90,6 +102,8 @@ class Machine:
     """Seconds for Kendall's tau of 64 and of 1024 numbers."""
     copying: float
     """Bytes/s at which weights in the file cache are copied into a model."""
+    loading: float
+    """Seconds to load a model that has hardly any weights: files, tokenizer, transformers' classes."""
     start: float
     """Seconds to start Python and import a study of a language model."""
     base: int
@@ -157,7 +171,10 @@ def this_machine(device: str = "cpu", dtype: str = "float32", *, measure: bool =
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             rates = json.loads(kept.read_text(encoding="utf-8"))
             tuples = {field: tuple(rates[field]) for field in ("plain", "packed", "ranking")}
-            return Machine(**{**rates, **tuples, "ram": ram, "gpu": gpu})
+            cached = Machine(**{**rates, **tuples, "ram": ram, "gpu": gpu})
+            recent = time.time() - kept.stat().st_mtime < LONGEST_USE
+            if recent and checked_rate(device, dtype) < _MUCH_FASTER * cached.plain[_CHECKED]:
+                return cached
     machine = replace(measure_machine(device, dtype), ram=ram, gpu=gpu)
     kept.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(kept) as temporary:
@@ -232,9 +249,55 @@ def _gpu_name(device: str) -> str:
     return str(torch.cuda.get_device_properties(where).name) if where.type == "cuda" else ""
 
 
+_CHECKED = 2
+"""Index in `ROWS` of the products that `checked_rate` measures."""
+
+
 @torch.no_grad()
+def checked_rate(device: str, dtype: str) -> float:
+    """FLOP/s of one kind of product, measured in a fraction of a second, to compare with cached rates."""
+    where, kind = torch.device(device), getattr(torch, dtype)
+    weights = [torch.ones(_WIDTH, _WIDTH, dtype=kind, device=where) for _ in range(_MATRICES)]
+    x = torch.ones(ROWS[_CHECKED], _WIDTH, dtype=kind, device=where)
+    return _product_rate(x, weights, F.linear, where)
+
+
 def measure_machine(device: str, dtype: str) -> Machine:
-    """Measure all rates: the best of several trials, in processor time, so that other processes matter little."""
+    """Measure all rates in processor time: the best of several trials in two rounds, some seconds apart."""
+    first = _measure(device, dtype)
+    # Starting other processes takes some seconds, which separates the rounds.
+    start, base, loading = _import_cost(_STUDIES, device)
+    start_laboratory, base_laboratory, _ = _import_cost(_LABORATORY)
+    return replace(
+        faster_of(first, _measure(device, dtype)),
+        start=start,
+        base=base,
+        loading=loading,
+        start_laboratory=start_laboratory,
+        base_laboratory=base_laboratory,
+    )
+
+
+_RATES = ("plain", "packed", "attention", "bandwidth", "cached", "exponentials", "copying")
+"""Fields of `Machine` of which the higher number is the faster."""
+_DURATIONS = ("dispatch", "block", "block_training", "model", "model_training", "optimiser", "ranking")
+"""Fields of `Machine` of which the lower number is the faster."""
+
+
+def faster_of(first: Machine, second: Machine) -> Machine:
+    """The faster of two measurements of one machine, rate by rate."""
+
+    def choose(field: str, better: Callable[[float, float], float]) -> float | tuple[float, ...]:
+        a, b = getattr(first, field), getattr(second, field)
+        return tuple(map(better, a, b)) if isinstance(a, tuple) else better(a, b)
+
+    rates = {field: choose(field, max) for field in _RATES} | {field: choose(field, min) for field in _DURATIONS}
+    return replace(first, **rates)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def _measure(device: str, dtype: str) -> Machine:
+    """One round of measurements, without those of new processes."""
     where, kind = torch.device(device), getattr(torch, dtype)
     generator = torch.Generator().manual_seed(0)
 
@@ -277,10 +340,11 @@ def measure_machine(device: str, dtype: str) -> Machine:
         optimiser=_optimiser_seconds(where, kind),
         ranking=(_ranking_seconds(64), _ranking_seconds(1024)),
         copying=_copy_rate(),
-        start=_import_cost(_STUDIES)[0],
-        base=_import_cost(_STUDIES)[1],
-        start_laboratory=_import_cost(_LABORATORY)[0],
-        base_laboratory=_import_cost(_LABORATORY)[1],
+        loading=0.0,
+        start=0.0,
+        base=0,
+        start_laboratory=0.0,
+        base_laboratory=0,
     )
 
 
@@ -380,15 +444,44 @@ def _copy_rate() -> float:
 
 
 @cache
-def _import_cost(modules: str) -> tuple[float, int]:
-    """Processor time in seconds, and bytes of memory, of importing modules in a new process."""
+def _import_cost(modules: str, device: str = "") -> tuple[float, int, float]:
+    """Cost of importing modules in a new process: processor time in seconds, bytes, and `loading_seconds` on a device.
+
+    The last number is 0 without a device.
+    """
     code = (
-        f"import {modules}, time; from dualform.models.cost.machine import peak_memory; "
-        "print(time.process_time(), peak_memory())"
+        f"import {modules}, time; from dualform.models.cost.machine import loading_seconds, peak_memory; "
+        f"print(time.process_time(), peak_memory()); print(loading_seconds({device!r}) if {device!r} else 0)"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    seconds, memory = process.stdout.split()
-    return float(seconds), int(memory)
+    seconds, memory, loading = process.stdout.split()
+    return float(seconds), int(memory), float(loading)
+
+
+def loading_seconds(device: str) -> float:
+    """Processor time in seconds of `load_model` for a checkpoint with hardly any weights."""
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    words = {f"w{number}": number for number in range(config.vocab_size)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="w2")), bos_token="w0", eos_token="w1", unk_token="w2"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        weights = AutoModelForCausalLM.from_config(config).state_dict()
+        # Not by `save_pretrained`, which would build tables that transformers builds once in a process, when it loads.
+        save_file(weights, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        start = time.process_time()
+        load_model(folder, device=device)
+        return time.process_time() - start
 
 
 def peak_memory() -> int:
