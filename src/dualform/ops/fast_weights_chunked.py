@@ -1,15 +1,15 @@
-"""Fast weights in a few large products: what `fast_weights` computes token by token, a chunk at a time.
+"""Chunked forms of `fast_weights`: the same numbers as token by token, from a few large products.
 
-With S_0 the weights before a chunk, c_t the decay since then and D_ti = c_t / c_i, every rule here writes
+With the weights S_0 before a chunk, the decay c_t since then and D_ti = c_t / c_i, every rule here computes
 
     S_t = c_t S_0 + sum_{i <= t} D_ti u_i k_i^T,        o_t = c_t S_0 q_t + sum_{i <= t} D_ti u_i (k_i^T q_t)
 
-and they differ in u. Where u_t depends on the tokens before it, a triangular system gives all of a chunk's at once.
-Decays are multiplied from token to token, never divided: they may be 0 or underflow, but not overflow.
+and they differ in u. If u_t depends on earlier tokens, all u of a chunk are the solution of a triangular system. Decays
+are computed by multiplication from token to token, not by division, so they may be 0 or underflow but do not overflow.
 
-Scores of later tokens are struck out by a factor of 0, which is none for NaN and infinity: tokens must be finite.
+Scores of later tokens are multiplied by 0, which does not remove NaN or infinity, so tokens must be finite.
 
-Chunks are an axis, `(batch, head, chunk, pos, d)`; only what must pass from one to the next is done in turn.
+Chunks are an axis of the tensors, `(batch, head, chunk, pos, d)`; only the states are computed one after the other.
 """
 
 from collections.abc import Callable
@@ -45,14 +45,14 @@ def linear_chunked(
         v: Values, of shape `(batch, head, pos, d_v)`.
         rate: b, of shape `(batch, head, pos)`.
         decay: a, of shape `(batch, head, pos)`; None for 1.
-        S: Weights to start from, of shape `(batch, head, d_v, d_k)`.
-        chunk: Tokens a chunk.
+        S: Initial weights, of shape `(batch, head, d_v, d_k)`.
+        chunk: Tokens in a chunk.
 
     Returns:
-        Outputs, of shape `(batch, head, pos, d_v)`, and weights, of the shape of `S`.
+        Outputs, of shape `(batch, head, pos, d_v)`, and the last weights, in the shape of `S`.
 
     Source:
-        As `momentum_dual`'s chunks; with one decay for all tokens arXiv:2307.08621, with a number for each
+        Chunks as in `momentum_dual`; with one decay for all tokens arXiv:2307.08621, with one for each token
         arXiv:2405.21060.
     """
     n = q.shape[2]
@@ -68,27 +68,27 @@ def delta_chunked(
 ) -> tuple[Tensor, Tensor]:
     """Outputs and last weights of S <- a S - b (a S k - v) k^T.
 
-    u_t = b_t (v_t - a_t S_{t-1} k_t), in which S_{t-1} holds the u before: with rows for tokens,
+    u_t = b_t (v_t - a_t S_{t-1} k_t), where S_{t-1} depends on the earlier u. With one row for each token,
 
         (I + strictly lower part of diag(b) (D * K K^T)) U = diag(b) (V - diag(c) K S_0^T)
 
-    The system is solved once for V and once for diag(c) K, in all chunks at a time, and S_0 put in from chunk to chunk.
+    The system is solved for V and for diag(c) K, in all chunks at once; S_0 is then inserted chunk by chunk.
 
     Args:
-        q: As in `linear_chunked`.
-        k: As in `linear_chunked`.
-        v: As in `linear_chunked`.
-        rate: As in `linear_chunked`.
-        decay: As in `linear_chunked`.
-        S: As in `linear_chunked`.
-        chunk: As in `linear_chunked`.
+        q: See `linear_chunked`.
+        k: See `linear_chunked`.
+        v: See `linear_chunked`.
+        rate: See `linear_chunked`.
+        decay: See `linear_chunked`.
+        S: See `linear_chunked`.
+        chunk: See `linear_chunked`.
 
     Returns:
-        As `linear_chunked`.
+        See `linear_chunked`.
 
     Source:
-        arXiv:2406.06484, the WY form in chunks; with decay, arXiv:2412.06464. Their S is our S, their T our solution
-        of the system for diag(b).
+        arXiv:2406.06484, the WY form in chunks; with decay, arXiv:2412.06464. Their T is our solution of the system
+        for diag(b).
     """
     n, d_v = q.shape[2], v.shape[-1]
     size = min(chunk, n)
@@ -96,7 +96,7 @@ def delta_chunked(
     decays = _decays(decay, size, k)
     scaled = rate * k
     system = scaled @ k.mT * decays.within
-    # Its diagonal is taken as 1, whatever stands there. From the right, so that rows stay as they lie in memory.
+    # `unitriangular` ignores the diagonal and uses 1. Solved from the right, which keeps rows contiguous in memory.
     solved = torch.linalg.solve_triangular(
         system.mT, torch.cat([rate * v, scaled * decays.since], -1).mT, upper=True, left=False, unitriangular=True
     ).mT
@@ -127,15 +127,15 @@ def mesa_chunked(
     With x_t = (H_t + L)^-1 q_t, the outputs are those of `linear_chunked` for the queries x.
 
     Args:
-        q: As in `linear_chunked`.
-        k: As in `linear_chunked`.
-        v: As in `linear_chunked`.
-        rate: As in `linear_chunked`.
-        decay: As in `linear_chunked`.
+        q: See `linear_chunked`.
+        k: See `linear_chunked`.
+        v: See `linear_chunked`.
+        rate: See `linear_chunked`.
+        decay: See `linear_chunked`.
         ridge: Diagonal of L, of shape `(head, d_k)` or `(1, d_k)`.
         G: Weights to start from, of shape `(batch, head, d_v, d_k)`.
         H: Gram matrix to start from, of shape `(batch, head, d_k, d_k)`.
-        chunk: As in `linear_chunked`.
+        chunk: See `linear_chunked`.
 
     Returns:
         Outputs as `linear_chunked`, G and H.
@@ -171,9 +171,9 @@ def mini_batches_chunked(
     within it the weights are a sum as in linear attention. Mini-batches follow one another.
 
     Args:
-        q: As in `linear_chunked`.
-        k: As in `linear_chunked`.
-        v: As in `linear_chunked`.
+        q: See `linear_chunked`.
+        k: See `linear_chunked`.
+        v: See `linear_chunked`.
         rate: theta, of shape `(batch, head, pos)`.
         decay: a, of shape `(batch, head, pos)`; None for 1.
         momentum: n, of shape `(batch, head, pos)`; None where there is no S, and M takes the steps themselves.

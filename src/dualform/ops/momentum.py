@@ -155,7 +155,7 @@ def momentum_chunked(
     line = _timeline(values, positions, segments, valid, state)
     rate = rate_of_heads(eta, values)
     with full_precision(values):
-        # With the state as one more token in front, the sums before each token are the sums after the one before it.
+        # The state is prepended as a token, so that the sum before a token is the sum after its predecessor.
         sums = _sums(_behind_state(values, valid, state), rate, line.clock, chunk)
         term = sums[:, :, :-1] * line.share(rate, normalised)
     return Momentum(term.to(values.dtype), line.left_with(sums[:, :, -1]))
@@ -171,7 +171,7 @@ def momentum_recurrent(
     state: MomentumState | None = None,
     normalised: bool = False,
 ) -> Momentum:
-    """The added term token by token, remembering one vector a head: S <- eta^gap S + v.
+    """The added term computed token by token, with a state of one vector for each head: S <- eta^gap S + v.
 
     Args:
         values: Values of the heads, of shape `(batch, head, pos, d_head)`. See `momentum_chunked` for details of all
@@ -196,7 +196,7 @@ def momentum_recurrent(
     line = _timeline(values, positions, segments, valid, state)
     rate = rate_of_heads(eta, values)
     sums, *tokens = _behind_state(values, valid, state).unbind(2)
-    # What S has become one position before a token: exponent 0 where it follows its neighbour.
+    # Decay of S up to one position before a token: the exponent is 0 if there is no gap.
     decays = _power(rate, line.gaps - 1, line.follows).unbind(-1)
     real = [None] * len(tokens) if line.valid is None else list(line.valid.unbind(1))
     terms = []
@@ -215,20 +215,20 @@ def momentum_step(
     valid: Tensor | None = None,
     normalised: bool = False,
 ) -> Momentum:
-    """The added term of one more token, as decoding needs it.
+    """The added term of one further token, for decoding.
 
     Args:
-        state: What the tokens before have left; None before the first.
-        value: The heads' own values at the token, of shape `(batch, head, d_head)`.
+        state: The state after earlier tokens; None before the first.
+        value: Values of the heads at the token, of shape `(batch, head, d_head)`.
         eta: As in `momentum_chunked`.
-        gap: How many positions the token lies behind the last, at least 1: a number, or one a row, `(batch)`. The
-            values of a tensor are not looked at.
-        valid: False where the row is finished and only padded, of shape `(batch)`: its state stays.
+        gap: Distance of the token from the last one, in positions, at least 1: a number, or one for each row, of shape
+            `(batch)`. The range of a tensor is not checked.
+        valid: False where the row has ended and is padded, of shape `(batch)`; its state stays the same.
         normalised: As in `momentum_chunked`.
 
     Returns:
-        The term, of the shape and dtype of `value`, and the state after the token. The token continues the segment of
-        the last one.
+        The term, in the shape and dtype of `value`, and the state after the token, which belongs to the segment of
+        the last token.
 
     Raises:
         ConfigError: `eta` is outside [0, 1), `gap` is below 1, or `value` is no float.
@@ -261,16 +261,16 @@ def decayed_sums(values: Tensor, eta: float | Tensor, *, spacing: int = 1, chunk
     """S_t = sum_{i <= t} eta^(spacing (t - i)) v_i, for all t, in memory linear in t.
 
     Args:
-        values: Anything to be summed up along the sequence, of shape `(batch, head, pos, d_head)`.
+        values: Vectors to sum along the sequence, of shape `(batch, head, pos, d_head)`.
         eta: As in `momentum_chunked`.
-        spacing: Positions between neighbours.
-        chunk: Tokens a chunk, at least 2.
+        spacing: Distance of neighbouring tokens, in positions.
+        chunk: Tokens in a chunk, at least 2.
 
     Returns:
-        Sums, of the shape of `values`; in float32 at least, under autocast too.
+        Sums, in the shape of `values` and at least float32, also under autocast.
 
     Raises:
-        ConfigError: `eta` is outside [0, 1), `values` are no floats, or `chunk` is below 2.
+        ConfigError: `eta` is outside [0, 1), `values` are not floating point, or `chunk` is below 2.
         ShapeError: `values` or `eta` is of another shape.
 
     Source:
@@ -285,17 +285,17 @@ def decayed_sums(values: Tensor, eta: float | Tensor, *, spacing: int = 1, chunk
 
 
 def rate_of_heads(eta: float | Tensor, values: Tensor) -> Tensor:
-    """Eta as the heads of `values` use it, once it is known to be one.
+    """Eta as a tensor with an axis of heads, after a check of its range.
 
     Args:
-        eta: A number in [0, 1), or a tensor of such of shape `()`, `(1)` or `(head)`.
-        values: The tensor to work on, of shape `(batch, head, ...)`: gives device and dtype.
+        eta: A number in [0, 1), or a tensor of such numbers, of shape `()`, `(1)` or `(head)`.
+        values: The values, of shape `(batch, head, ...)`, which determine device and dtype.
 
     Returns:
-        One rate a head or one for all, of shape `(head)` or `(1)`, in float32 at least.
+        One eta for each head or one for all, of shape `(head)` or `(1)`, at least float32.
 
     Raises:
-        ConfigError: `eta` is outside [0, 1); a tensor that requires a gradient is not looked at.
+        ConfigError: `eta` is outside [0, 1); a tensor that requires a gradient is not checked.
         ShapeError: `eta` is a tensor of another shape.
     """
     if isinstance(eta, Tensor):
@@ -315,22 +315,22 @@ def rate_of_heads(eta: float | Tensor, values: Tensor) -> Tensor:
 
 
 def full_precision(values: Tensor) -> torch.autocast:
-    """A context in which products keep their dtype: autocast would sum float32 in half precision.
+    """A context without autocast, which would compute products of float32 in half precision.
 
     Args:
-        values: A tensor of any shape `(...)` on the device in question.
+        values: A tensor of any shape `(...)`, for its device.
     """
     return torch.autocast(values.device.type, enabled=False)
 
 
 def require_chunk(chunk: int) -> None:
-    """Refuse chunks that do not shorten what is carried between them.
+    """Check that chunks are long enough to shorten the sequence of chunks.
 
     Args:
-        chunk: Tokens a chunk.
+        chunk: Tokens in a chunk.
 
     Raises:
-        ConfigError: Fewer than 2.
+        ConfigError: `chunk` is below 2.
     """
     if chunk < 2:
         raise ConfigError(f"chunk is {chunk}; expected 2 tokens or more.")
@@ -338,29 +338,29 @@ def require_chunk(chunk: int) -> None:
 
 @dataclass(frozen=True)
 class _EvenTimes:
-    """When tokens came: the same number of positions apart, so that one chunk's weights are every chunk's."""
+    """Positions of tokens at equal distances, so that all chunks have the same weights."""
 
     spacing: int
 
     def within(self, rate: Tensor, size: int) -> Tensor:
-        """Weights of a chunk's tokens at its tokens, `(batch, head, chunk, pos, pos)`; here batch and chunk are 1."""
+        """Weights between the tokens of a chunk, `(batch, head, chunk, pos, pos)`; here batch and chunk are 1."""
         at = self.spacing * torch.arange(size, device=rate.device)
         lag = (at[:, None] - at)[None, None]
         return _power(rate, lag, lag >= 0)
 
     def since(self, rate: Tensor, size: int) -> Tensor:
-        """Decay at a chunk's tokens since the end of the chunk before, `(batch, head, chunk, pos)`."""
+        """Decay from the end of the previous chunk to each token, `(batch, head, chunk, pos)`."""
         lag = self.spacing * torch.arange(1, size + 1, device=rate.device)[None, None]
         return _power(rate, lag, lag > 0)
 
     def of_ends(self, size: int) -> "_EvenTimes":
-        """When the chunks' last tokens came."""
+        """Positions of the last tokens of the chunks."""
         return _EvenTimes(self.spacing * size)
 
 
 @dataclass(frozen=True)
 class _UnevenTimes:
-    """When tokens came, and in which run of tokens that see each other, each of shape `(batch, pos)`."""
+    """Positions of tokens, and the number of each token's run (a segment without interruption), `(batch, pos)`."""
 
     position: Tensor
     run: Tensor
