@@ -27,6 +27,8 @@ OWN: dict[str, dict[str, str]] = {
         "icl": "dualform.learners.prompting:IN_CONTEXT",
         "ft": "dualform.learners.finetuned:FINETUNING",
         "lora": "dualform.learners.lora:LORA",
+        "full": "dualform.learners.batch_trained:FULL",
+        "bitfit": "dualform.learners.batch_trained:BITFIT",
         "probe": "dualform.learners.probe:PROBE",
         "fold": "dualform.studies.fold_learner:FOLDING",
         "tfidf": "dualform.learners.tfidf:TFIDF",

@@ -37,7 +37,7 @@ TABLE = "tickets.csv --text body --label topic"
 SMALL = "-k 4 --limit 8 --selection-limit 6 --resamples 50 --dtype float64"
 FOLD = "--fold-texts 12 --plain prose.txt"
 COMPARE = f"{TABLE} {SMALL} {FOLD} --seeds 1,2"
-LEARNERS = "--learners zsl,icl,ft,lora,probe,fold --rates 1e-3,1e-2 --lora-rates 1e-3"
+LEARNERS = "--learners zsl,icl,ft,lora,probe,fold --rates 1e-3,1e-2 --lora-recipe one-pass --lora-rates 1e-3"
 REGRESS = "--seeds 1,2 --dimension 3 --points 5 --out out"
 TEXTS = "train.txt --validation validation.txt --test test.txt --test-tokens 400"
 TRAINING = f"{TEXTS} --etas 0.3 " + " ".join(f"--set {name}={value}" for name, value in RECIPE.items())

@@ -105,9 +105,9 @@ def small(here: Path, **changes: Any) -> ComparisonConfig:
     return comparison_config(str(here / "model"), str(here / "task.csv"), **settings)
 
 
-@pytest.mark.parametrize("name", ["zsl", "icl", "ft", "lora", "probe", "embedding"])
+@pytest.mark.parametrize("name", ["zsl", "icl", "ft", "lora", "full", "bitfit", "probe", "embedding"])
 def test_a_learner_computes_what_its_work_says(name: str, here: Path, lm: LanguageModel):
-    config = small(here, learners=(name,))
+    config = small(here, learners=(name,), training={"epochs": 2, "batch_size": 2})
     experiment = Experiment.of(config, lm, config.load_task())
     context = AdaptationContext(experiment, experiment.draw(1), rate=1e-6)
     learner = LEARNERS[name]

@@ -1,20 +1,21 @@
-"""LoRA by peft: the usual way to finetune in practice, as a reference."""
+"""LoRA by peft, as it is practised or in one pass as FT trains."""
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from dualform.errors import ConfigError, ModelError
 from dualform.learners.adapted import AdaptedModel
-from dualform.learners.base import AdaptationContext, Learner
+from dualform.learners.base import AdaptationContext, Setup
+from dualform.learners.batch_trained import BatchLearner, BatchTrained
 from dualform.learners.finetuned import LossOn, require_learning_rate, train, trained_model
+from dualform.learners.training_settings import LoraSettings
 from dualform.learners.training_work import training_work
 from dualform.models.cost.shape import ModelShape
-from dualform.models.cost.work import Work
-from dualform.models.editing.adapters import LoraTraining
-from dualform.models.editing.edit import require_trainable
+from dualform.models.cost.work import TrainedWeights, Work
+from dualform.models.editing.adapters import LoraTraining, adapted_modules
 from dualform.models.reading.encoding import EncodedDemonstrations
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.reading.ordinary import ordinary_torch
@@ -64,32 +65,69 @@ class Lora:
         return training_work(demonstrations, self.loss_on, "adapters", opening=len(self.opening))
 
 
-class LoraLearner(Learner):
-    """See `Lora`."""
+@dataclass(frozen=True)
+class LoraWeights:
+    """LoRA's adapters, as weights that `BatchTrained` trains."""
+
+    settings: LoraSettings
+    kind: ClassVar[TrainedWeights] = "adapters"
+
+    @property
+    def rank(self) -> int:
+        """Rank of the adapters."""
+        return self.settings.rank
+
+    @property
+    def targets(self) -> str:
+        """Modules with adapters."""
+        return self.settings.targets
+
+    def open(self, lm: LanguageModel, seed: int) -> LoraTraining:
+        """The adapters, initialised with a seed."""
+        return LoraTraining(
+            lm.model,
+            lm.anatomy,
+            self.settings.rank,
+            seed,
+            alpha=self.settings.scale,
+            dropout=self.settings.dropout,
+            targets=self.settings.targets,
+        )
+
+
+class LoraLearner(BatchLearner):
+    """`BatchTrained` adapters, or `Lora` with the recipe one-pass."""
 
     name = "lora"
-    changes_weights = True
-    trains_on = "labelled"
     grid = "lora_rates"
 
-    def adapt(self, context: AdaptationContext) -> AdaptedModel:
-        """Train adapters at the context's learning rate."""
-        assert context.rate is not None
-        return self._method(context).adapt(context.lm, context.encoded_labelled)
+    def weights(self, config: Any) -> LoraWeights:
+        """Adapters with the settings of the study."""
+        return LoraWeights(config.lora)
 
     def check(self, lm: LanguageModel, config: Any) -> None:
-        """Check that W_Q and W_V were found in every layer, and can be trained."""
-        require_trainable(lm.model)
+        """Check that the modules with adapters were found, and can be trained."""
+        super().check(lm, config)
+        if config.lora.recipe == "practised":
+            adapted_modules(lm.model, lm.anatomy, config.lora.targets)
+            return
         lm.anatomy.require_layers("LoRA")
         if missing := lm.anatomy.missing_projections("W_Q", "W_V"):
             raise ModelError(f"W_Q and W_V were not found in every layer ({first_few(missing)})")
 
-    def work(self, context: AdaptationContext) -> Work:
-        """See `Lora`."""
-        return self._method(context).work(context.lm.shape, context.encoded_labelled)
+    def extra_bytes(self, setup: Setup) -> int:
+        """The changes of all adapted weights, as full matrices."""
+        if setup.config.lora.recipe == "one-pass":
+            return 0
+        return 4 * setup.lm.shape.linears
 
-    def _method(self, context: AdaptationContext) -> Lora:
-        return Lora(context.opening, context.rate or 0.0, loss_on=context.config.loss_on, seed=context.seed)
+    def method(self, context: AdaptationContext) -> BatchTrained | Lora:
+        """The training with the settings of the study."""
+        config = context.config
+        if config.lora.recipe == "practised":
+            return super().method(context)
+        rate = context.rate or 0.0
+        return Lora(context.opening, rate, config.lora.rank, loss_on=config.loss_on, seed=context.seed)
 
 
 LORA = LoraLearner()

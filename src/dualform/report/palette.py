@@ -44,6 +44,8 @@ LEARNERS: tuple[LearnerStyle, ...] = (
         "ft", "finetuned (FT)", "finetuning", "Key and value weights trained on the demonstrations.", "#D55E00"
     ),
     LearnerStyle("lora", "LoRA", "LoRA", "Low-rank adapters trained on the demonstrations.", "#E69F00"),
+    LearnerStyle("full", "full finetuning", "full finetuning", "All weights trained on the demonstrations.", "#A6761D"),
+    LearnerStyle("bitfit", "BitFit", "BitFit", "Biases alone trained on the demonstrations.", "#66A0C8"),
     LearnerStyle(
         "probe", "linear probe", "the linear probe", "Logistic regression on the last hidden state.", "#CC79A7"
     ),

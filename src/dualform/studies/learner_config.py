@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from dualform.errors import ConfigError
 from dualform.learners.base import LEARNERS, Learner
 from dualform.learners.inner_splits import Selection
+from dualform.learners.training_settings import LoraSettings, TrainingSettings
 from dualform.option import TRAINING, Option
 from dualform.registry import Registry
 from dualform.studies.fold_settings import FoldSettings
@@ -17,6 +18,9 @@ CLASSIC = ("zsl", "icl", "ft", "lora", "probe", "fold")
 
 MOST_SHOWN = 32
 """Demonstrations in the prompt, unless a budget has fewer labels or the settings say otherwise."""
+
+ONE_PASS_RATES = (3e-5, 1e-4, 3e-4, 1e-3)
+"""Learning rates tried for lora with the recipe one-pass."""
 
 
 class LearnersConfig(OneModelConfig):
@@ -33,8 +37,16 @@ class LearnersConfig(OneModelConfig):
     """Choose settings inside a budget of labels by cross-validation or prequential. cross-validation holds out each
     fifth of the labels in turn; prequential (arXiv:2512.19879) predicts the labels block by block from those before,
     and trains less."""
-    lora_rates: Annotated[tuple[float, ...], Option(TRAINING)] = (3e-5, 1e-4, 3e-4, 1e-3)
-    """Learning rates tried for lora (AdamW)."""
+    training: TrainingSettings = TrainingSettings()
+    """How lora, full and bitfit are trained."""
+    lora: LoraSettings = LoraSettings()
+    """LoRA's adapters."""
+    lora_rates: Annotated[tuple[float, ...], Option(TRAINING)] = (5e-4,)
+    """Learning rates tried for lora (AdamW). With the recipe one-pass: 3e-5, 1e-4, 3e-4 and 1e-3."""
+    full_rates: Annotated[tuple[float, ...], Option(TRAINING)] = (2e-5,)
+    """Learning rates tried for full (AdamW)."""
+    bitfit_rates: Annotated[tuple[float, ...], Option(TRAINING)] = (1e-3,)
+    """Learning rates tried for bitfit (AdamW)."""
     fold: FoldSettings = FoldSettings()
     """How the prompt is folded into the weights."""
 
@@ -65,6 +77,14 @@ class LearnersConfig(OneModelConfig):
             return given
         return {**cls._defaults_with_labels(labels), **given}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _adjust_to_recipe(cls, given: Any) -> Any:
+        """One pass at a constant rate needs a search."""
+        lora = given.get("lora") if isinstance(given, dict) else None
+        recipe = lora.get("recipe") if isinstance(lora, dict) else getattr(lora, "recipe", None)
+        return {"lora_rates": ONE_PASS_RATES, **given} if recipe == "one-pass" else given
+
     @classmethod
     def _defaults_with_labels(cls, labels: int) -> dict[str, Any]:
         """Defaults of other settings with a budget of labels."""
@@ -76,7 +96,9 @@ class LearnersConfig(OneModelConfig):
         return require_entries(LEARNERS, given)
 
     def _problems(self) -> list[str]:
-        problems = super()._problems() + problems_with_rates("lora_rates", self.lora_rates)
+        problems = super()._problems()
+        for name in ("lora_rates", "full_rates", "bitfit_rates"):
+            problems += problems_with_rates(name, getattr(self, name))
         if not self.learners or len(set(self.learners)) != len(self.learners):
             problems.append(f"learners {list(self.learners)} must be different, at least one")
         if self.labels is not None:

@@ -14,6 +14,7 @@ from dualform.models.cost.machine import Machine
 from dualform.models.cost.memory import BYTES, MemoryEstimate, memory_estimate
 from dualform.models.cost.shape import ModelShape
 from dualform.models.cost.work import (
+    BatchTraining,
     Cost,
     Decoding,
     Evaluation,
@@ -94,6 +95,8 @@ class Costs:
                 return self._decoding(step)
             case Training():
                 return self._training(step)
+            case BatchTraining():
+                return self._batch_training(step)
             case FullTraining():
                 return self._full_training(step)
             case RidgeRegression():
@@ -167,6 +170,21 @@ class Costs:
         head = heads * (2 * self._head(step.learned) + 2 * self._softmax(step.learned))
         overhead = shape.n_layers * (machine.block_training + machine.block) + machine.model_training
         return forward + backward + gradients + attention + stepping + head + overhead
+
+    def _batch_training(self, step: BatchTraining) -> float:
+        """Forward, backward and update for padded sequences."""
+        shape, machine, n = self.shape, self.machine, round(step.tokens)
+        everything = step.weights == "all"
+        adapters = shape.adapters(step.rank, step.targets) if step.rank else 0
+        seconds = (3 if everything else 2) * self._products(n) + 6.0 * n * adapters / machine.rate(n, packed=False)
+        seconds += (1 + _BACKWARD) * shape.n_layers * self._elementwise(n)
+        seconds += 3.5 * step.sequences * self._attention(_square(step.length))
+        seconds += (3 if everything else 2) * self._head(step.learned) + 2 * self._softmax(step.learned)
+        seconds += shape.n_layers * machine.block_training + machine.model_training
+        if everything:
+            return seconds + self._optimiser()
+        # Every linear has one or two small parameters of its own.
+        return seconds + machine.passes(adapters, 12, 4) + 2 * shape.n_linears * machine.optimiser
 
     def _full_training(self, step: FullTraining) -> float:
         """One step of AdamW on all weights."""

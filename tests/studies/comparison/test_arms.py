@@ -67,7 +67,11 @@ def test_what_is_impossible_is_left_out_of_the_default_settings_and_named():
             {"learners": ("zsl", "icl", "ft")},
             r"learner ft is impossible with this model.*W_K is lost.*zsl,icl\.",
         ),
-        ("W_Q", {"learners": ("zsl", "lora")}, r"learner lora is impossible.*W_Q is lost.*--learners zsl\."),
+        (
+            "W_Q",
+            {"learners": ("zsl", "lora"), "lora": {"recipe": "one-pass"}},
+            r"learner lora is impossible.*W_Q is lost.*--learners zsl\.",
+        ),
         ("W_O", {"learners": ("zsl", "fold")}, r"learner fold is impossible.*W_O is lost.*--learners zsl\."),
         ("W_O", {"controls": ("random", "mlp")}, r"control mlp is impossible.*--controls random\."),
         (
@@ -88,10 +92,10 @@ def test_what_was_requested_by_name_is_an_error_before_anything_is_computed(lett
 def test_a_default_comparison_of_a_model_whose_attention_cannot_be_recorded_runs_what_is_possible():
     lm = LanguageModel.wrap(tiny_family("diffllama"), tiny_tokenizer(), "diffllama")
     result = compare(config(), lm=lm, task=small_task()).result
-    assert set(result.accuracy) >= {"zsl", "icl", "probe"}
-    assert not {"ft", "lora", "fold"} & set(result.accuracy)
+    assert set(result.accuracy) >= {"zsl", "icl", "lora", "probe"}
+    assert not {"ft", "fold"} & set(result.accuracy)
     warnings = " ".join(result.warnings)
-    for name in ("ft", "lora", "fold"):
+    for name in ("ft", "fold"):
         assert f"Left out: {name}, and the measures that need it:" in warnings
     assert "No attention can be recorded; left out: model.layers.0.self_attn: computes attention in several" in warnings
 

@@ -95,6 +95,8 @@ class ModelShape:
     """Share of the experts that one token is sent to."""
     uncounted: int = 0
     """Number of weights whose operations are not counted, because their use is unknown."""
+    sides: int = 0
+    """Number of inputs and outputs of all linears except the output head, added up."""
 
     @property
     def n_layers(self) -> int:
@@ -137,6 +139,23 @@ class ModelShape:
         if weights == "mlp":
             return sum(layer.mlp for layer in self.layers), 0
         return 0, 0
+
+    def adapters(self, rank: int, targets: str) -> float:
+        """Number of weights of low-rank adapters.
+
+        Args:
+            rank: Their rank.
+            targets: Where they are: `all-linear` (every linear but the output head), `attention` (W_Q, W_K, W_V and
+                W_O) or `query-value` (W_Q and W_V; for a fused linear an estimate).
+        """
+        if targets == "all-linear":
+            return rank * self.sides
+        d = self.d_model
+        query_value = sum((layer.query + layer.value) / d + 2 * d for layer in self.layers)
+        if targets == "query-value":
+            return rank * query_value
+        others = sum(layer.key / d + d + layer.n_heads * layer.head_width + layer.d_out for layer in self.layers)
+        return rank * (query_value + others)
 
     def forward(self, own: float, prefix: float = 0, scored: float = 1) -> float:
         """Operations of a forward pass over one sequence after a cached prefix.
@@ -258,6 +277,7 @@ def shape_of(model: PreTrainedModel, anatomy: Anatomy | None = None) -> ModelSha
         experts=sum(experts.values()),
         experts_share=share,
         uncounted=uncounted,
+        sides=sum(_sides(module) for module in linears.values()),
     )
 
 
@@ -381,6 +401,13 @@ def _size(module: nn.Module) -> int:
     if isinstance(module, nn.Linear):
         return module.in_features * module.out_features
     return module.get_parameter("weight").numel()
+
+
+def _sides(module: nn.Module) -> int:
+    """Number of inputs and outputs of a linear."""
+    if isinstance(module, nn.Linear):
+        return module.in_features + module.out_features
+    return sum(module.get_parameter("weight").shape)
 
 
 def _contains_key_value(name: str) -> bool:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from dualform.models.cost.shape import ModelShape
     from dualform.models.reading.layout import Probe, Query
 
-TrainedWeights = Literal["key_value", "value_one_layer", "mlp", "adapters"]
-"""What a step trains: W_K and W_V of every layer; W_V of the middle layer; every MLP; or adapters (whose own products
-are not counted)."""
+TrainedWeights = Literal["key_value", "value_one_layer", "mlp", "adapters", "biases", "all"]
+"""What a step trains: W_K and W_V of every layer; W_V of the middle layer; every MLP; adapters (whose own products
+`Training` does not count); biases; or all weights."""
 
 FINDING_BLOCKS = 1
 """Number of short forwards to find the residual blocks (`models.structure.blocks`)."""
@@ -145,6 +145,40 @@ class Training:
         if self.layer_causal:
             return shape.layer_causal_training(self.tokens, self.learned)
         return shape.training(self.tokens, self.learned, self.weights)
+
+
+@dataclass(frozen=True)
+class BatchTraining:
+    """Forward and backward of padded sequences in one training step, with the optimiser's step."""
+
+    sequences: int
+    length: int
+    """Number of tokens of each sequence, padding included."""
+    learned: int
+    """Number of tokens in the loss, of all sequences."""
+    weights: TrainedWeights
+    rank: int = 0
+    """Rank of the adapters, for `adapters`."""
+    targets: str = ""
+    """Modules with adapters, see `ModelShape.adapters`."""
+
+    @property
+    def tokens(self) -> float:
+        """Tokens of all sequences, padding included."""
+        return self.sequences * self.length
+
+    @property
+    def backward_tokens(self) -> float:
+        """Tokens of all sequences."""
+        return self.tokens
+
+    def flops(self, shape: ModelShape) -> float:
+        """Forward, backward, gradients of the trained weights, and the products of adapters."""
+        scored = self.learned / self.sequences
+        if self.weights == "all":
+            return self.sequences * shape.full_training(self.length, scored)
+        adapters = shape.adapters(self.rank, self.targets) if self.rank else 0
+        return self.sequences * shape.training(self.length, scored, self.weights) + 6.0 * self.tokens * adapters
 
 
 @dataclass(frozen=True)

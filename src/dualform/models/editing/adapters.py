@@ -14,29 +14,77 @@ from dualform.models.editing.edit import WeightDelta
 from dualform.models.loading.checkpoint_files import UnusableFileError, read_json, tensor_shapes
 from dualform.models.loading.offloading import require_in_memory, requires_grad_flags, set_requires_grad_
 from dualform.models.loading.quantized import require_unquantized, without_library_warnings
-from dualform.models.structure.anatomy import Anatomy, row_axis
+from dualform.models.structure.anatomy import Anatomy, is_linear, row_axis
 from dualform.models.structure.tying import tied_linears
+from dualform.ops.rounding import at_least_float32
 from dualform.plain_text import plain
 
 
+def adapted_modules(model: PreTrainedModel, anatomy: Anatomy, targets: str) -> list[str]:
+    """Names of the modules that LoRA adapts; a fused module is adapted as a whole.
+
+    Args:
+        model: The model.
+        anatomy: Its projections.
+        targets: `all-linear` (every linear but the output head), `attention` (W_Q, W_K, W_V and W_O) or `query-value`
+            (W_Q and W_V).
+
+    Raises:
+        ModelError: They were not found in every layer.
+    """
+    if targets == "all-linear":
+        head = model.get_output_embeddings()
+        names = [name for name, module in model.named_modules() if is_linear(module) and module is not head]
+        # Layers may share a module, and modules a weight.
+        tied = tied_linears(model)
+        names = [name for name in names if tied.get(name, (name,))[0] == name]
+        if not names:
+            raise ModelError("LoRA needs linears, but this model has none except its output head. Leave out lora.")
+        return names
+    anatomy.require_layers("LoRA")
+    letters = ("W_Q", "W_K", "W_V", "W_O") if targets == "attention" else ("W_Q", "W_V")
+    if missing := anatomy.missing_projections(*letters):
+        what = "W_Q, W_K, W_V and W_O" if targets == "attention" else "W_Q and W_V"
+        raise ModelError(
+            f"{what}, which LoRA needs, were not found in every layer ({'; '.join(missing)}). Leave out lora."
+        )
+    parts = [getattr(layer, letter) for layer in anatomy.layers for letter in letters]
+    # Distinct, because a fused module contains several and layers may share a module.
+    return list(dict.fromkeys(part if isinstance(part, str) else part.module for part in parts))
+
+
 class LoraTraining:
-    """LoRA adapters on the modules that contain W_Q and W_V; a fused module is adapted as a whole.
+    """LoRA adapters on some modules.
 
     Use as a context manager; the model is restored when the block ends, also if it raises.
+
+    Args:
+        model: The model.
+        anatomy: Its projections.
+        rank: Rank of the adapters.
+        seed: Seed of their initialisation.
+        alpha: Adapters are scaled by alpha / rank; None for twice the rank.
+        dropout: Dropout on their input.
+        targets: The modules, see `adapted_modules`.
     """
 
-    def __init__(self, model: PreTrainedModel, anatomy: Anatomy, rank: int, seed: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        anatomy: Anatomy,
+        rank: int,
+        seed: int,
+        *,
+        alpha: float | None = None,
+        dropout: float = 0.0,
+        targets: str = "query-value",
+    ) -> None:
         self._model = model
         self._rank = rank
         self._seed = seed
-        anatomy.require_layers("LoRA")
-        if missing := anatomy.missing_projections("W_Q", "W_V"):
-            raise ModelError(
-                f"W_Q and W_V, which LoRA needs, were not found in every layer ({'; '.join(missing)}). Leave out lora."
-            )
-        modules = [rows.module for layer in anatomy.layers for rows in (layer.W_Q, layer.W_V) if rows is not None]
-        # Distinct, because a fused module contains both and layers may share a module.
-        self._names = list(dict.fromkeys(modules))
+        self._alpha = 2 * rank if alpha is None else alpha
+        self._dropout = dropout
+        self._names = adapted_modules(model, anatomy, targets)
         tied = tied_linears(model)
         self._sharing = {name: tied.get(name, (name,)) for name in self._names}
         self._required: dict[str, bool] = {}
@@ -53,8 +101,8 @@ class LoraTraining:
         transposed = row_axis(self._model.get_submodule(self._names[0])) == 1
         config = LoraConfig(
             r=self._rank,
-            lora_alpha=2 * self._rank,
-            lora_dropout=0.0,
+            lora_alpha=self._alpha,
+            lora_dropout=self._dropout,
             target_modules=self._all_names,
             fan_in_fan_out=transposed,
         )
@@ -69,6 +117,11 @@ class LoraTraining:
             self.__exit__()
             raise
         self._model.eval()
+        if self._dropout:
+            for name in self._all_names:
+                # The model's own dropout stays off.
+                adapter: Any = self._model.get_submodule(name)
+                adapter.lora_dropout.train()
         return self
 
     def __exit__(self, *details: object) -> None:
@@ -105,7 +158,7 @@ class LoraTraining:
         deltas = []
         for name in self._names:
             adapter: Any = self._model.get_submodule(name)
-            delta = adapter.get_delta_weight("default").detach().float().clone()
+            delta = at_least_float32(adapter.get_delta_weight("default").detach()).clone()
             deltas.append(WeightDelta(f"{name}.weight", row_axis(adapter.base_layer), None, delta))
         return tuple(deltas)
 

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from dualform.errors import ModelError
+from dualform.models.compat import own_parameters
 from dualform.models.loading.offloading import (
     hook_of,
     patched,
@@ -212,6 +213,139 @@ class WeightTraining:
             for name in ("weight", "bias"):
                 if parametrize.is_parametrized(module, name):
                     parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+        set_requires_grad_(self._model, self._required)
+
+
+class AllWeightsTraining:
+    """Trains all weights of a model as copies in at least float32, which take the places of the originals.
+
+    Use as a context manager; the original tensors are back when the block ends, also if it raises. A tied weight has
+    one copy. A model in half precision computes in float32 meanwhile, because small steps would be lost in rounding.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._originals: list[tuple[nn.Module, str, nn.Parameter]] = []
+        require_trainable(model)
+
+    def __enter__(self) -> Self:
+        copies: dict[int, nn.Parameter] = {}
+        try:
+            for module in self._model.modules():
+                for name, weight in list(own_parameters(module).items()):
+                    if weight is None:
+                        continue
+                    if id(weight) not in copies:
+                        copies[id(weight)] = nn.Parameter(at_least_float32(weight.detach()).clone())
+                    self._originals.append((module, name, weight))
+                    own_parameters(module)[name] = copies[id(weight)]
+        except BaseException:
+            # Such as too little memory for the copies.
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        for module, name, weight in self._originals:
+            own_parameters(module)[name] = weight
+        self._originals.clear()
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The copies."""
+        return list(self._model.parameters())
+
+    def deltas(self) -> tuple[WeightDelta, ...]:
+        """The change of each weight; of a tied one under its first name."""
+        originals = {id(own_parameters(module)[name]): weight for module, name, weight in self._originals}
+        return tuple(
+            WeightDelta(name, 0, None, weight.detach() - at_least_float32(originals[id(weight)].detach()))
+            for name, weight in self._model.named_parameters()
+        )
+
+
+class BiasTraining:
+    """Trains all biases of a model through deltas that start at zero; a model without biases gets new ones.
+
+    Use as a context manager; the model is restored when the block ends, also if it raises. All other weights are
+    frozen.
+
+    Source:
+        arXiv:2106.10199 (BitFit). A model without any bias gets zero biases on all linears except the output head, as
+        in arXiv:2304.15010, section 3.1.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._trained: list[tuple[str, _Delta]] = []
+        self._parametrized: list[nn.Module] = []
+        self._added: list[nn.Module] = []
+        self._required: dict[str, bool] = {}
+        require_trainable(model)
+
+    def __enter__(self) -> Self:
+        self._required = requires_grad_flags(self._model)
+        self._model.requires_grad_(False)
+        try:
+            biased = [
+                (name, module)
+                for name, module in self._model.named_modules()
+                if own_parameters(module).get("bias") is not None
+            ]
+            if not biased:
+                biased = self._add_biases()
+            deltas: dict[int, _Delta] = {}
+            for name, module in biased:
+                bias = own_parameters(module)["bias"]
+                if id(bias) not in deltas:
+                    deltas[id(bias)] = _Delta(bias, 0, None)
+                    self._trained.append((f"{name}.bias", deltas[id(bias)]))
+                self._parametrized.append(module)
+                parametrize.register_parametrization(module, "bias", deltas[id(bias)], unsafe=True)
+        except BaseException:
+            self._restore()
+            raise
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._restore()
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The deltas, as parameters."""
+        return [delta.delta for _, delta in self._trained]
+
+    def deltas(self) -> tuple[WeightDelta, ...]:
+        """A copy of the current deltas; that of a new bias is the bias."""
+        return tuple(WeightDelta(name, 0, None, delta.delta.detach().clone()) for name, delta in self._trained)
+
+    def _add_biases(self) -> list[tuple[str, nn.Module]]:
+        head = self._model.get_output_embeddings()
+        added = []
+        for name, module in self._model.named_modules():
+            if not is_linear(module) or module is head:
+                continue
+            weight = module.get_parameter("weight")
+            zeros = torch.zeros(weight.shape[row_axis(module)], dtype=weight.dtype, device=weight.device)
+            self._added.append(module)
+            module.bias = nn.Parameter(zeros, requires_grad=False)
+            added.append((name, module))
+        if not added:
+            raise ModelError(
+                f"{type(self._model).__name__} has no bias and no linear except its output head, so there is no bias "
+                "to train: leave out bitfit"
+            )
+        return added
+
+    def _restore(self) -> None:
+        for module in self._parametrized:
+            if parametrize.is_parametrized(module, "bias"):
+                parametrize.remove_parametrizations(module, "bias", leave_parametrized=False)
+        for module in self._added:
+            # The same state as after `nn.Linear(bias=False)`.
+            module.register_parameter("bias", None)
+        self._parametrized.clear()
+        self._added.clear()
         set_requires_grad_(self._model, self._required)
 
 

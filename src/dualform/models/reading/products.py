@@ -39,7 +39,7 @@ class PackedProducts(TorchFunctionMode):
             x = args[0]
             if pack is not None and pack.can_multiply(x):
                 bias = args[2] if len(args) > 2 else None
-                if torch.is_grad_enabled() and x.requires_grad:
+                if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
                     out = _Product.apply(x, pack)  # type: ignore[no-untyped-call]
                     return out if bias is None else out + bias
                 return pack.forward(x, bias)

@@ -44,6 +44,10 @@ def train_learner(
         TrainingError: Every rate diverged.
     """
     config = experiment.config
+    grid = config.grid_of(learner)
+    if config.labels is not None and known is None and len(grid) == 1:
+        # There is nothing to choose, so no label is spent on it.
+        known = grid[0]
 
     def adapt(rate: float, rounding_seed: int | None = None) -> AdaptedModel:
         return train_at_rate(learner, replace(context, rate=rate, rounding_seed=rounding_seed))
@@ -60,7 +64,7 @@ def train_learner(
     chooses = learner.can_repeat and config.repeats_finetuning and config.rounding == "choose"
     return train_at_best_rate(
         adapt,
-        config.grid_of(learner),
+        grid,
         experiment,
         name=learner.name,
         seed=context.seed,

@@ -89,13 +89,13 @@ class SeedWork:
         """Training a learner at one known rate, or at each rate of its grid."""
         once = learner.work(self.context)
         inside = None
+        grid = self.config.grid_of(learner)
+        known = known or (self.config.labels is not None and len(grid) == 1)
         if self.config.labels is not None and not known:
             selection = InnerSelection(self.experiment, self.drawn.labelled)
             known = not selection.labels
             inside = selection.work(learner, self.context)
-        return search_part(
-            label or learner.name, once, self.config.grid_of(learner), self.experiment, known=known, inside=inside
-        )
+        return search_part(label or learner.name, once, grid, self.experiment, known=known, inside=inside)
 
     def reading(self, name: str, indices: Sequence[int]) -> Work:
         """Reading one group of the reported queries; no work if the learner uses another one's readings."""

@@ -18,7 +18,7 @@ class FoldConfig(ComparisonConfig):
     """Settings of `dualform fold`, which folds the first seed's demonstrations."""
 
     without_options: ClassVar[frozenset[str]] = frozenset(
-        {"preset", "select", "select_on", "learners", "lora_rates", "tune", "controls", "kendall_scale"}
+        {"preset", "select", "select_on", "learners", "tune", "controls", "kendall_scale"}
         | {
             "control_limit",
             "other_task",
@@ -30,6 +30,11 @@ class FoldConfig(ComparisonConfig):
             "patience",
             "labels",
             "choose_inside",
+            "training",
+            "lora",
+            "lora_rates",
+            "full_rates",
+            "bitfit_rates",
         }
         | {"loss_on", "probe", "quantize"}
     )
