@@ -243,7 +243,8 @@ class Trial(Record):
     """One learning rate tried for one learner on one seed."""
 
     learner: str
-    """`ft`, `lora`, `full` or `bitfit`, or a control with a learning rate of its own: `batch`, `lcgd`, `value_one_layer`, `mlp`."""
+    """`ft`, `lora`, `full` or `bitfit`, or a control with a learning rate of its own: `batch`, `lcgd`,
+    `value_one_layer`, `mlp`."""
     seed: int
     """Demonstration seed."""
     learning_rate: float

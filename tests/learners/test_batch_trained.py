@@ -57,7 +57,9 @@ def one_at_a_time(method: BatchTrained, setting: Setting) -> torch.Tensor:
                 log_probabilities = lm.model(torch.tensor([ids])).logits[0].log_softmax(dim=-1)
                 for position in range(len(ids) - answer, len(ids)):
                     (-log_probabilities[position - 1, ids[position]] / n).backward(retain_graph=True)
-            norm = torch.cat([parameter.grad.flatten() for parameter in training.parameters]).norm()
+            norm = torch.cat(
+                [parameter.grad.flatten() for parameter in training.parameters if parameter.grad is not None]
+            ).norm()
             for parameter in training.parameters:
                 parameter.grad *= min(1.0, settings.clip / (norm + 1e-6))
             optimiser.step()

@@ -9,7 +9,7 @@ import torch
 from dualform.errors import ConfigError, ModelError
 from dualform.learners.adapted import AdaptedModel
 from dualform.learners.base import AdaptationContext, Setup
-from dualform.learners.batch_trained import BatchLearner, BatchTrained
+from dualform.learners.batch_trained import BatchLearner, BatchMethod
 from dualform.learners.finetuned import LossOn, require_learning_rate, train, trained_model
 from dualform.learners.training_settings import LoraSettings
 from dualform.learners.training_work import training_work
@@ -121,7 +121,7 @@ class LoraLearner(BatchLearner):
             return 0
         return 4 * setup.lm.shape.linears
 
-    def method(self, context: AdaptationContext) -> BatchTrained | Lora:
+    def method(self, context: AdaptationContext) -> BatchMethod:
         """The training with the settings of the study."""
         config = context.config
         if config.lora.recipe == "practised":
