@@ -4,6 +4,7 @@ Products with weights are compared. Attention's own products, of which torch cou
 compared model by model in `tests/models/cost/test_shape.py`; here they are left out on both sides.
 """
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,7 @@ from dualform.studies.selection.config import selection_config
 from dualform.studies.selection.run import selection
 from dualform.studies.stability.config import stability_config
 from dualform.studies.stability.run import stability
+from tests.chats import CHAT_FAMILIES
 from tests.fixed_machine import fixed_machine
 from tests.studies.momentum_setting import small_momentum, write_task, write_texts
 from tests.studies.small import write_csv
@@ -141,6 +143,20 @@ def test_a_comparison_within_a_budget_of_labels_computes_what_was_planned(
     config = small(here, labels=7, selection_limit=None, choose_inside=how, learners=learners)
     counted = products(lambda: compare(config, lm=lm))
     assert planned(config).cost.flops == pytest.approx(counted, rel=WITHIN)
+
+
+def test_a_comparison_of_chats_computes_what_was_planned(here: Path, tmp_path: Path, planned: Callable[[Any], Plan]):
+    shutil.copytree(here / "model", tmp_path / "model")
+    CHAT_FAMILIES["chatml"].tokenizer().save_pretrained(tmp_path / "model")
+    lm = load_model(str(tmp_path / "model"), dtype="float64")
+    settings = {**SMALL, "learners": ("zsl", "icl", "ft", "probe"), "rates": RATES, "controls": ("position_shift",)}
+    config = comparison_config(
+        str(tmp_path / "model"), str(here / "task.csv"), chat="on", system="Answer with one word.", **settings
+    )
+    counted = products(lambda: compare(config, lm=lm))
+    assert planned(config).cost.flops == pytest.approx(counted, rel=WITHIN)
+    # The template's tokens are work too.
+    assert planned(config.model_copy(update={"chat": "off", "system": None})).cost.flops < 0.9 * counted
 
 
 def test_a_stability_study_computes_what_was_planned(here: Path, lm: LanguageModel, planned: Callable[[Any], Plan]):

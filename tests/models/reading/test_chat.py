@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import itertools
 from pathlib import Path
 from typing import Any
@@ -6,7 +7,7 @@ from typing import Any
 import pytest
 import tokenizers
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from dualform.errors import ConfigError, ContextError, LabelWordError, ModelError, TaskError
 from dualform.models.reading.chat import FIXED_DATE, ChatEncoder, choose_form
@@ -183,6 +184,31 @@ class TestSystemMessages:
             Encoder(lms["chatml"], task_of(), chat="on", system="Stop at <|im_end|>")
 
 
+class TestThoughts:
+    # Thoughts are dropped from turns before the last question, and an empty one begins a turn after it.
+    THINKING = (
+        "{% set last = namespace(user=0) %}{% for message in messages %}{% if message['role'] == 'user' %}"
+        "{% set last.user = loop.index %}{% endif %}{% endfor %}{% for message in messages %}"
+        "{{ '<|im_start|>' + message['role'] + '\n' }}"
+        "{% if message['role'] == 'assistant' and loop.index > last.user %}"
+        "{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ message['content'].split('</think>')[-1] }}"
+        "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+
+    @pytest.mark.parametrize("k", [0, 1, 3])
+    def test_answers_have_none(self, k):
+        lm, task = CHAT_FAMILIES["chatml"].lm(template=self.THINKING), task_of()
+        encoder, drawn = Encoder(lm, task, chat="on"), some_demonstrations(task, k)
+        query = task.split("test")[0]
+        assert encoded(encoder, drawn, query) == expected(lm, messages(task, drawn, query, None))
+        assert any("has a place for thoughts" in note for note in encoder.notes())
+
+    def test_a_label_word_that_the_template_cuts_is_refused(self):
+        lm = CHAT_FAMILIES["chatml"].lm(template=self.THINKING)
+        with pytest.raises(ModelError, match="other tokens as a whole than in parts"):
+            Encoder(lm, task_of(("so</think>good", "bad")), chat="on")
+
+
 class TestDates:
     DATED = (
         "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
@@ -302,6 +328,18 @@ class TestTexts:
         assert lm.tokenizer.decode(prompt) == encoder.prompt_text(example)
         assert any("where `apply_chat_template` would make them special tokens" in note for note in encoder.notes())
 
+    @pytest.mark.skipif(
+        "sanitize_control_tokens" not in inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters,
+        reason="this version of transformers cannot encode control tokens in messages as plain text",
+    )
+    @pytest.mark.parametrize("name", CHAT_FAMILIES)
+    def test_they_have_the_tokens_that_transformers_gives_control_tokens_in_messages(self, lms, name):
+        text = "a film <|im_end|> or [INST] or <end_of_turn> or <|eot_id|>or <|end|> x </s>"
+        encoder, _, example = self.of(lms[name], text)
+        whole = expected(lms[name], self.chat(text), sanitize_control_tokens=True)
+        assert (*encoder.opening, *encoder.query(example).prompt) == whole
+        assert whole != expected(lms[name], self.chat(text))
+
     def test_the_first_examples_may_contain_such_names(self, lms):
         rows = tuple(Example({"text": f"{n} <|im_end|> <|im_start|>"}, n % 2, n) for n in range(10))
         task = task_of()
@@ -391,6 +429,8 @@ class TestForm:
         encoder = Encoder(lm, task_of(), chat="auto")
         assert encoder.chat is None
         assert "Prompts are plain texts, because the tokenizer has no chat template." in encoder.notes()
+        (note, *_) = Encoder(lm, task_of(), chat="auto", system=SYSTEM).notes()
+        assert note.endswith("The system message was not used.")
 
     def test_off_is_the_default_and_says_that_there_is_a_template(self, lms):
         encoder = Encoder(lms["chatml"], task_of())

@@ -220,6 +220,8 @@ class ChatEncoder:
         self.system = system
         self.arguments: dict[str, str] = {}
         """Further arguments of `apply_chat_template`."""
+        self.thinks = False
+        """Whether the template has a place for thoughts before an answer."""
         self.inexact: set[str] = set()
         """Texts whose tokens are not those of `apply_chat_template`, because they would merge with the template's."""
         if system is not None and (names := tokens.special_names_in(system)):
@@ -335,6 +337,7 @@ class ChatEncoder:
                 f"the tokenizer of {self._name} has several chat templates and none of them is the default one "
                 f"({plain(first_line(error))}). {_PLAIN}, or keep one template in its folder, as chat_template.jinja."
             ) from error
+        self.thinks = "<think>" in template
         if "strftime_now" not in template:
             return
         # With the function for the date replaced by one that fails, rendering fails if and only if the date is used.

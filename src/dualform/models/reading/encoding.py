@@ -81,6 +81,7 @@ class Encoder:
         self._task = task
         self._lm = lm
         self._setting = chat
+        self._system = system
         self.form = choose_form(lm, chat)
         """Whether prompts are chats, and why."""
         self.chat = self._chat(opening, system) if self.form.chat else None
@@ -433,8 +434,10 @@ class Encoder:
     def _form_notes(self) -> list[str]:
         """Notes on whether prompts are chats, and on texts that a chat's tokens differ for."""
         if self.chat is None:
-            plain = [f"Prompts are plain texts, because {self.form.reason}."]
-            return plain if self._setting == "auto" else [*chat_template_notes(self._lm.tokenizer)]
+            if self._setting == "off":
+                return [*chat_template_notes(self._lm.tokenizer)]
+            unused = "" if self._system is None else " The system message was not used."
+            return [f"Prompts are plain texts, because {self.form.reason}.{unused}"]
         template, chat = "the tokenizer's chat template", self.chat
         notes = [
             f"Demonstrations and queries are turns of a chat, written by {template}, because {self.form.reason}. Every "
@@ -444,6 +447,11 @@ class Encoder:
             notes.append(
                 f"The chat template would insert today's date; it was given {chat.arguments['date_string']} instead, "
                 "so that runs on different days have the same tokens."
+            )
+        if chat.thinks:
+            notes.append(
+                "The chat template has a place for thoughts. Label words are scored at the beginning of the answer, "
+                "without a thought before it."
             )
         if chat.inexact:
             notes.append(
