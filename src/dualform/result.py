@@ -5,13 +5,17 @@ A share of fewer than `FEWEST_FOR_INTERVAL` answers has no interval.
 """
 
 import math
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 from pydantic_core import from_json
 
 from dualform.registry import Registry
 from dualform.schema_versions import RESULT_SCHEMA, migrate_result
+
+if TYPE_CHECKING:
+    import altair as alt
+    import pandas
 
 FEWEST_FOR_INTERVAL = 10
 """A share of fewer answers than this is reported as a count, without an interval or a verdict.
@@ -542,6 +546,47 @@ class Result(Record):
     def to_json(self) -> str:
         """The text of `result.json`, with `schema` first."""
         return self.model_dump_json(by_alias=True, indent=2)
+
+    def to_pandas(self, table: str | None = None) -> "pandas.DataFrame":
+        """The result as a data frame.
+
+        Args:
+            table: Title of a table of the result's page, such as `"Scores by label"` or `"Paired tests"` of a
+                comparison. None for the main one: of a comparison, one row for each learner; of another study, its
+                first table.
+
+        Returns:
+            Unrounded numbers, NaN where there is none; shares and accuracies lie in [0, 1]. The frame of a comparison
+            has the columns `learner` (its key), `accuracy`, `n`, `over_majority`, `balanced_accuracy`, `macro_f1`,
+            `log_loss`, `zero_probability`, `brier`, `ece`, `ece_if_calibrated`, `majority_share` and
+            `agreement_with_icl`, with `_low` and `_high` for the ends of a 95 % interval, and the fields of `Cost`.
+
+        Raises:
+            ConfigError: There is no such table, or pandas is not installed.
+        """
+        return self._study().data_frame(self, table)
+
+    def charts(self) -> "dict[str, alt.TopLevelMixin]":
+        """The charts of the result's page by name, as altair objects that can be shown, changed and saved.
+
+        Returns:
+            Such as `against` (accuracy against cost), `accuracy`, `confusion`, `reliability` and `bands` (similarity)
+            of a comparison; only charts for which the result has data. `altair.theme.enable("dualform")` draws them as
+            on the page.
+        """
+        charts: dict[str, alt.TopLevelMixin] = self._study().charts(self)
+        return charts
+
+    def _repr_html_(self) -> str:
+        """The answer, the first table and the warnings, for notebooks."""
+        html: str = self._study().notebook_html(self)
+        return html
+
+    def _study(self) -> Any:
+        """The study that wrote the result; comparison if it is not installed, which shows accuracies and costs."""
+        # Use the registry, because this module must not import the studies.
+        studies = Registry[Any]("dualform.studies", "study", object)
+        return next((each for each in studies if each.result_name == self.study), studies["compare"])
 
     @classmethod
     def from_json(cls, text: str) -> "Result":

@@ -2,11 +2,15 @@
 
 import math
 import random
+from functools import cache
 from typing import Any
+
+import torch
 
 from dualform.result import (
     Accuracy,
     Calibrated,
+    Classification,
     Cost,
     DemonstrationReport,
     Estimate,
@@ -20,7 +24,10 @@ from dualform.result import (
     Trial,
     result_class,
 )
+from dualform.studies.classification import classification
+from dualform.studies.statistics import Statistics
 
+FIELDS = ("mean", "ci95", "n")
 SEEDS = [1, 2, 3, 4, 5]
 N_LAYERS = 30
 N_HEADS = 9
@@ -69,6 +76,10 @@ def example_result(**changes: Any) -> Result:
         "cost": _cost(older.cost),
         "against_icl": _against(),
         "fold": _fold(),
+        "classification": {
+            key: each.model_copy(update={"accuracy": Estimate(**older.accuracy[key].model_dump(include=set(FIELDS)))})
+            for key, each in _classification().items()
+        },
     }
     return old_result(**(fields | changes))
 
@@ -367,6 +378,27 @@ def _placed(score: float) -> Calibrated:
         minimum_detectable=score * 0.06,
         by_control=by_control,
     )
+
+
+@cache
+def _classification() -> dict[str, Classification]:
+    """Scores of random answers: some overconfident, the probe sometimes certain and wrong."""
+    generator = torch.Generator().manual_seed(5)
+    labels = (torch.rand(400, generator=generator) < 0.4).long()
+    right = torch.nn.functional.one_hot(labels, 2)
+    scores = {}
+    for key, signal, scale in (
+        ("icl", 1.2, 2.0),
+        ("ft", 0.9, 1.0),
+        ("zsl", 0.1, 3.0),
+        ("lora", 0.8, 0.5),
+        ("probe", 0.7, 40.0),
+        ("fold", 1.1, 1.5),
+    ):
+        noise = torch.randn(1 if key == "zsl" else len(SEEDS), 400, 2, generator=generator, dtype=torch.float64)
+        table = scale * (noise + signal * right)
+        scores[key] = classification(table, labels, [" Negative", " Positive"], Statistics(50, tuple(map(str, SEEDS))))
+    return scores
 
 
 def _tests(accuracy: dict[str, Accuracy]) -> list[PairedTest]:

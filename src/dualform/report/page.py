@@ -5,7 +5,8 @@ All pages use one template. The file is self-contained and loads nothing from th
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,8 +63,25 @@ class Page:
     """Additional scripts, named as for `asset`."""
 
 
+_COLLECTED: ContextVar[list[Page] | None] = ContextVar("_COLLECTED", default=None)
+
+
+def pages_rendered_by(render: Callable[[], object]) -> list[Page]:
+    """The content of the pages that `render` makes, with all charts and tables, without turning it into HTML."""
+    pages: list[Page] = []
+    token = _COLLECTED.set(pages)
+    try:
+        render()
+    finally:
+        _COLLECTED.reset(token)
+    return pages
+
+
 def render(page: Page) -> str:
     """The page as one self-contained HTML document of about 1 MB, with the chart libraries; write it as UTF-8."""
+    if (collected := _COLLECTED.get()) is not None:
+        collected.append(page)
+        return ""
     charts = [figure for figure in page.charts if figure.chart is not None]
     sections = [section for each in page.sections if (section := each.without_empty_parts()) is not None]
     # Charts that are visible before any section is opened.

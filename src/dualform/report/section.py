@@ -62,3 +62,7 @@ class Section:
     def figures(self) -> list[Figure]:
         """Figures of the section and its subsections."""
         return [*self.charts, *(figure for each in self.sections for figure in each.figures())]
+
+    def all_tables(self) -> list[Table]:
+        """Tables of the section and its subsections."""
+        return [*self.tables, *(table for each in self.sections for table in each.all_tables())]

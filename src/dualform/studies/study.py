@@ -130,6 +130,8 @@ class View:
     notes: Callable[["Result"], Sequence[str]] = lambda result: ()
     """Further cautions for the terminal, printed like the result's warnings; sentences among the headlines are not
     printed again."""
+    frame: Callable[["Result"], Any] | None = None
+    """The result as a `pandas.DataFrame` for `Result.to_pandas`. None for the first of the tables."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,20 @@ class Study:
         names: tuple[str, ...] = getattr(config, "model_names", ())
         return names
 
+    def charts(self, result: "Result") -> dict[str, Any]:
+        """See `Result.charts`."""
+        charts: dict[str, Any] = _load("dualform.studies.notebook:charts_of")(self, result)
+        return charts
+
+    def data_frame(self, result: "Result", table: str | None = None) -> Any:
+        """See `Result.to_pandas`."""
+        return _load("dualform.studies.notebook:frame_of")(self, result, table)
+
+    def notebook_html(self, result: "Result") -> str:
+        """See `Result._repr_html_`."""
+        html: str = _load("dualform.studies.notebook:html_of")(self, result)
+        return html
+
     @property
     def result_name(self) -> str:
         """Value of the field `study` in `result.json`."""
@@ -231,7 +247,9 @@ def no_notes(result: "Result") -> Sequence[str]:
     return ()
 
 
-def study_in(package: str, config: str, *, name: str, noun: str = "", result: str = "", **facts: Any) -> Study:
+def study_in(
+    package: str, config: str, *, name: str, noun: str = "", result: str = "", frame: str = "", **facts: Any
+) -> Study:
     """The record of a study whose parts are modules of one package, each imported when it is first needed.
 
     Args:
@@ -242,6 +260,7 @@ def study_in(package: str, config: str, *, name: str, noun: str = "", result: st
         name: See `Study.name`.
         noun: See `Study.noun`; by default the name.
         result: Name of the class of its results in `result.py`, for a study that has fields of its own.
+        frame: Name of the function in `table.py` that makes the result's data frame, for a study that has one.
         facts: Fields of `Study` that replace the defaults above.
     """
     settings = f"{package}.config:{config}"
@@ -255,6 +274,7 @@ def study_in(package: str, config: str, *, name: str, noun: str = "", result: st
             lazy(f"{package}.table:tables"),
             lazy(f"{package}.page:render"),
             lambda result: getattr(importlib.import_module(f"{package}.words"), "notes", no_notes)(result),
+            lazy(f"{package}.table:{frame}") if frame else None,
         ),
     }
     if result:

@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from dualform.report.numerals import MISSING
+from dualform.report.numerals import MISSING, percent, percent_interval
 from dualform.result import Result, Similarity
+from dualform.studies.comparison.calibration_words import calibration_sentences
 from dualform.studies.pages import render_page
 from tests.report.example_result import empty_result, example_result, old_result
 from tests.report.parsed_page import ATTACKS, Page
@@ -38,6 +39,13 @@ def attacked_result() -> Result:
     }
     for number, attack in enumerate(ATTACKS):
         predictions[attack] = predictions["zsl"].model_copy(update={"majority_label": words[number]})
+    scores = result.classification["icl"]
+    scores = scores.model_copy(
+        update={
+            "labels": words[:2],
+            "per_class": dict(zip(words, scores.per_class.values(), strict=False)),
+        }
+    )
     hostile = {f"{attack}": Similarity(mean=0.1, ci95=(0, 0.2), n=5, per_layer=[0.1]) for attack in ATTACKS}
     assert result.fold is not None
     hostile_fold = result.fold.model_copy(
@@ -56,6 +64,7 @@ def attacked_result() -> Result:
         warnings=ATTACKS,
         predictions=predictions,
         accuracy=result.accuracy | dict.fromkeys(ATTACKS, result.accuracy["zsl"]),
+        classification=result.classification | dict.fromkeys(ATTACKS, scores),
         cost=result.cost | dict.fromkeys(ATTACKS, result.cost["zsl"]),
         similarity=result.similarity | hostile,
         controls=result.controls | dict.fromkeys(ATTACKS, hostile),
@@ -86,6 +95,8 @@ def test_a_complete_result_has_every_section(page):
         "sweep",
         "against",
         "fold",
+        "by-label",
+        "calibration",
     }
     assert sections <= page.ids()
 
@@ -93,8 +104,8 @@ def test_a_complete_result_has_every_section(page):
 def test_every_chart_has_a_box_and_a_specification(page):
     boxes = {attributes["data-chart"] for _, attributes in page.tags if "data-chart" in attributes}
     assert boxes == set(page.specs())
-    names = ("against", "alike", "accuracy", "predictions", "bands", "layers", "heads", "sweep", "trials")
-    assert boxes == {f"spec-{name}" for name in names}
+    names = {"against", "alike", "accuracy", "predictions", "bands", "layers", "heads", "sweep", "trials"}
+    assert boxes == {f"spec-{name}" for name in names | {"confusion", "reliability"}}
 
 
 def test_the_page_shows_the_numbers_that_the_result_holds(page):
@@ -105,6 +116,34 @@ def test_the_page_shows_the_numbers_that_the_result_holds(page):
         assert value in text
     for value in ("dualform compare smollm2-135m reviews --seeds 1,2,3,4,5", "total variation", "untrained model"):
         assert value in text
+
+
+def test_scores_by_class_and_of_probabilities_are_in_tables(page):
+    text = " ".join(page.text)
+    probe = example_result().classification["probe"]
+    for value in ("Scores beyond accuracy", "balanced accuracy", "11.8 % at probability 0", "by chance"):
+        assert value in text
+    precision = probe.per_class[" Positive"].precision
+    assert percent(precision.mean) in text
+    assert percent_interval(precision.ci95) in text
+    for sentence in calibration_sentences(example_result()):
+        assert sentence in text
+
+
+def test_the_section_per_class_is_closed_and_exists_once(page):
+    sections = [
+        (tag, attributes) for tag, attributes in page.tags if attributes.get("id") in ("by-label", "calibration")
+    ]
+    assert [tag for tag, _ in sections] == ["details", "details"]
+    assert all("open" not in attributes for _, attributes in sections)
+
+
+def test_a_result_without_these_scores_has_its_old_tables():
+    older = Page(render_page(example_result(classification={})))
+    text = " ".join(older.text)
+    assert "Scores beyond accuracy" not in text
+    assert not {"spec-confusion", "spec-reliability"} & set(older.specs())
+    assert "calibration" not in older.ids()
 
 
 def test_the_lift_over_chance_has_its_interval(page):

@@ -22,7 +22,7 @@ from dualform.report.charts.theme import RULE_COLOUR
 from dualform.report.palette import MEASURE_COLOUR
 
 Rows = Sequence[Mapping[str, Any]]
-Channel = alt.Color | alt.Detail | alt.Fill | alt.FillOpacity | alt.Opacity | alt.Shape | alt.StrokeDash
+Channel = alt.Color | alt.Detail | alt.Fill | alt.FillOpacity | alt.Opacity | alt.Shape | alt.Size | alt.StrokeDash
 """An encoding of a mark other than its position."""
 
 NAME_HEIGHT = 12

@@ -8,6 +8,7 @@ STUDY = study_in(
     name="compare",
     noun="comparison",
     written_as="comparison",
+    frame="learners_frame",
     seed_by_seed=SeedBySeed(
         possible=lazy(f"{__name__}.run:has_independent_seeds"),
         before=lazy(f"{__name__}.run:required_seeds"),

@@ -66,7 +66,7 @@ def by_label_chart(result: Result) -> alt.TopLevelMixin | None:
     keys = [key for key in learners_in_order(result.accuracy) if result.accuracy[key].per_label]
     labels = list(dict.fromkeys(label for key in keys for label in result.accuracy[key].per_label))
     rows = []
-    for label, name in zip(labels, categories([_visible(label) for label in labels]), strict=True):
+    for label, name in zip(labels, categories([visible(label) for label in labels]), strict=True):
         recalls = {
             learner_style(key).title: result.accuracy[key].per_label[label]
             for key in keys
@@ -103,7 +103,7 @@ def prediction_chart(result: Result) -> alt.TopLevelMixin | None:
     coloured = list(totals)
     if len(totals) > LABELS_SHOWN:
         coloured = sorted(totals, key=lambda label: -totals[label])[: LABELS_SHOWN - 1]
-    labels = categories([_visible(label) for label in coloured], taken=[OTHER_LABELS])
+    labels = categories([visible(label) for label in coloured], taken=[OTHER_LABELS])
     chart_names = dict(zip(coloured, labels, strict=True))
     rows = [row for title, counts in bars_of.items() for row in _prediction_rows(title, counts, chart_names)]
     labels += [OTHER_LABELS] if len(coloured) < len(totals) else []
@@ -203,8 +203,8 @@ def _prediction_rows(title: str, counts: Mapping[str, int], chart_names: Mapping
     return rows
 
 
-def _visible(label: str) -> str:
-    """A label word without the space it begins with and without characters that could break an SVG."""
+def visible(label: str) -> str:
+    """A label word in charts, without the space it begins with and without characters that could break an SVG."""
     return plain(label.strip()) or repr(label)
 
 

@@ -12,9 +12,10 @@ from dualform.report.section import Figure, Section
 from dualform.result import FEWEST_FOR_INTERVAL, Result
 from dualform.studies.against_words import choice_heading, choice_sentences, fold_sentences
 from dualform.studies.baseline_words import baseline_rows, baselines_text, majority_level
-from dualform.studies.comparison import charts, control_charts, similarity_tables, table
+from dualform.studies.comparison import charts, class_charts, control_charts, similarity_tables, table
 from dualform.studies.comparison.against_charts import QUERIES, cost_accuracy_chart
 from dualform.studies.comparison.answer import MOST_MEASURES, acts_alike, first_measures, which_to_use
+from dualform.studies.comparison.calibration_words import calibration_sentences
 from dualform.studies.comparison.explorer import explorer_section
 from dualform.studies.comparison.rounding_words import rounding_section
 from dualform.studies.comparison.similarity_words import layers_above_floor
@@ -41,6 +42,25 @@ AGAINST_GLOSSARY: tuple[tuple[str, str], ...] = (
         "re-read, cached",
         "The demonstrations of a prompt are either re-read with every query, or read once and their keys and values "
         "cached in memory; then only the query's own tokens are read, and they attend to the cache.",
+    ),
+)
+
+PROBABILITY_GLOSSARY: tuple[tuple[str, str], ...] = (
+    (
+        "log-loss",
+        "Mean of minus the logarithm of the right label's probability; guessing scores log(number of labels). A "
+        "probability of 0 counts as 2.2e-16, which is 36 nats.",
+    ),
+    (
+        "Brier score",
+        "Mean over queries of the squared distance between the labels' probabilities and the right answer, from 0 to "
+        "2; guessing scores 1 - 1 / number of labels.",
+    ),
+    ("confidence", "Probability of the predicted label."),
+    (
+        "calibration error",
+        "Expected calibration error (ECE): mean difference between accuracy and confidence, over ten bins of "
+        "confidence. By chance: what it would be if every answer were right as often as its confidence says.",
     ),
 )
 
@@ -188,20 +208,44 @@ def _accuracy(result: Result, with_chart: bool) -> Section:
         note=f"Share of queries answered correctly{f'; {baselines}' if baselines else ''}. Every learner was given the "
         "same demonstrations.",
         charts=[_accuracy_figure(result)] if with_chart else [],
-        tables=[table.accuracy_table(result)],
+        tables=[table.accuracy_table(result), table.scores_table(result)],
         sections=[
             Section(
                 "by-label",
-                "Accuracy by label",
+                "Per class",
                 charts=[
                     Figure(
                         "labels",
                         charts.by_label_chart(result),
                         "Accuracy of each learner on the queries of each label, with 95 % intervals.",
                         "Recall: share of each label's queries answered correctly, with 95 % intervals.",
+                    ),
+                    Figure(
+                        "confusion",
+                        class_charts.confusion_chart(result),
+                        "For each learner, how often each label was predicted for the queries of each label.",
+                        "Rows: right answers; columns: predictions. Share of the row, over all seeds; right answers "
+                        "are on the diagonal. Hover over a cell for its count.",
+                    ),
+                ],
+                tables=[table.class_table(result) if result.classification else table.label_table(result)],
+            ),
+            Section(
+                "calibration",
+                "Are the probabilities reliable?",
+                calibration_sentences(result),
+                note="Whether a learner is right as often as the probability of its answer says. If not, do not use "
+                "its probabilities as they are, for example to pass uncertain texts to a person.",
+                charts=[
+                    Figure(
+                        "reliability",
+                        class_charts.reliability_chart(result),
+                        "Accuracy of each learner against its confidence, in ten bins, with the diagonal.",
+                        "One dot a bin of answers, larger with more answers, with its 95 % interval. Below the dashed "
+                        "diagonal: right less often than its confidence says. ECE: expected calibration error.",
                     )
                 ],
-                tables=[table.label_table(result)],
+                as_list=True,
             ),
             Section(
                 "pairs",
@@ -421,6 +465,12 @@ def _glossary(result: Result) -> list[tuple[str, str]]:
                 "however common its label is.",
             )
         )
+    if any(each.balanced_accuracy is not None for each in result.classification.values()):
+        terms.append(
+            ("balanced accuracy", "Mean over labels of the recall: the accuracy if all labels were as frequent.")
+        )
+    if result.classification:
+        terms += PROBABILITY_GLOSSARY
     if result.against_icl:
         terms += AGAINST_GLOSSARY
     if any(control_of(key).kind == "floor" for key in named):

@@ -1,8 +1,9 @@
 """The tables of accuracy, answers and cost, for the terminal, the page, files and data frames."""
 
 import math
+from typing import Any
 
-from dualform.report.numerals import MISSING, finite, known, scaled
+from dualform.report.numerals import MISSING, decimal, finite, known, percent, scaled
 from dualform.report.palette import learner_style, learners_in_order
 from dualform.report.phrases import is_undefined
 from dualform.report.table import (
@@ -12,10 +13,11 @@ from dualform.report.table import (
     Row,
     Table,
     estimate_cell,
+    learner_cell,
     learner_row,
     without_columns,
 )
-from dualform.result import Result
+from dualform.result import Cost, Estimate, Result
 from dualform.studies.against_words import break_even, recovered_share
 from dualform.studies.baseline_words import baseline_rows, collapsed
 from dualform.studies.comparison.against_charts import QUERIES
@@ -24,7 +26,10 @@ from dualform.studies.comparison.similarity_tables import similarity_table
 
 
 def accuracy_table(result: Result) -> Table:
-    """Accuracy, accuracy over the majority baseline, macro-F1 and range over seeds, for each learner and baseline."""
+    """Accuracy, accuracy over the majority baseline and range over seeds, for each learner and baseline.
+
+    Macro-F1 has a column only in results of older versions, which have no `scores_table`.
+    """
     columns = (
         Column("learner"),
         Column("accuracy", "share", interval=True),
@@ -65,10 +70,42 @@ def accuracy_table(result: Result) -> Table:
     table = Table("Accuracy", columns, tuple(rows))
     has_values = {
         "over majority, points": any(each.over_majority is not None for each in result.accuracy.values()),
-        "macro-F1": any(each.macro_f1 is not None for each in result.accuracy.values()),
+        "macro-F1": not result.classification and any(each.macro_f1 is not None for each in result.accuracy.values()),
         "like ICL": bool(result.against_icl),
     }
     return without_columns(table, [title for title, present in has_values.items() if not present])
+
+
+def scores_table(result: Result) -> Table:
+    """Each learner's accuracy, balanced accuracy, macro-F1, log-loss, Brier score and calibration error."""
+    columns = (
+        Column("learner"),
+        Column("accuracy", "share", interval="below"),
+        Column("balanced accuracy", "share", interval="below"),
+        Column("macro-F1", "score", interval="below"),
+        Column("log-loss, nats", "nats", interval="below", notes=True),
+        Column("Brier score", "score", interval="below"),
+        Column("calibration error", "score", interval="below", notes=True),
+    )
+    rows = []
+    for key in learners_in_order(result.classification):
+        scores = result.classification[key]
+        zero, chance = finite(scores.zero_probability), finite(scores.ece_if_calibrated)
+        rows.append(
+            learner_row(
+                key,
+                estimate_cell(scores.accuracy, "share"),
+                estimate_cell(scores.balanced_accuracy, "share"),
+                estimate_cell(scores.macro_f1),
+                estimate_cell(scores.log_loss, "nats", notes=[f"{percent(zero)} at probability 0"] if zero else []),
+                estimate_cell(scores.brier),
+                estimate_cell(scores.ece, notes=[] if chance is None else [f"{decimal(chance)} by chance"]),
+            )
+        )
+    table = Table("Scores beyond accuracy", columns, tuple(rows))
+    # Choices in free text are not classes.
+    by_class = any(each.balanced_accuracy is not None for each in result.classification.values())
+    return table if by_class else without_columns(table, ["balanced accuracy", "macro-F1"])
 
 
 def by_label_table(result: Result) -> Table:
@@ -112,6 +149,42 @@ def label_table(result: Result) -> Table:
     ]
     note = "Share of each label's queries answered correctly (recall), with 95 % intervals; a count if there are few."
     return Table("Accuracy by label", columns, tuple(rows), note=note)
+
+
+def class_table(result: Result) -> Table:
+    """Each learner's precision, recall and F1 on each label, one row for each label and learner."""
+    keys = [key for key in learners_in_order(result.classification) if result.classification[key].per_class]
+    labels = dict.fromkeys(label for key in keys for label in result.classification[key].per_class)
+    columns = (
+        Column("label"),
+        Column("learner"),
+        Column("queries", "count"),
+        Column("answers", "count"),
+        Column("precision", "share", interval="below"),
+        Column("recall", "share", interval="below"),
+        Column("F1", "score", interval="below"),
+    )
+    rows = [
+        Row(
+            (
+                Cell(label.strip()),
+                learner_cell(key),
+                Cell(scores.support, "count"),
+                Cell(scores.predicted, "count"),
+                estimate_cell(scores.precision, "share"),
+                estimate_cell(scores.recall, "share"),
+                estimate_cell(scores.f1),
+            )
+        )
+        for label in labels
+        for key in keys
+        if (scores := result.classification[key].per_class.get(label)) is not None
+    ]
+    note = (
+        "Precision: share of the answers with this label that are right. Recall: share of the label's queries answered "
+        "correctly. F1: 2 right / (answers + queries), mean over seeds. With 95 % intervals; counts if there are few."
+    )
+    return Table("Scores by label", columns, tuple(rows), note=note)
 
 
 def pairs_table(result: Result) -> Table:
@@ -312,6 +385,45 @@ def demonstrations_table(result: Result) -> Table:
         for seed, numbers in demonstrations.rows.items()
     ]
     return Table("Demonstrations", columns, tuple(rows))
+
+
+def learners_frame(result: Result) -> Any:
+    """A `pandas.DataFrame` with one row for each learner; see `Result.to_pandas`."""
+    import pandas
+
+    keys = learners_in_order(dict.fromkeys([*result.accuracy, *result.cost, *result.classification]))
+    # One row too many, so that a frame without learners has the same columns.
+    frame = pandas.DataFrame([_frame_row(result, key) for key in [*keys, ""]]).iloc[: len(keys)]
+    numbers = frame.columns.drop(["learner", "n"])
+    return frame.astype(dict.fromkeys(numbers, "float64"))
+
+
+def _frame_row(result: Result, key: str) -> dict[str, Any]:
+    accuracy, scores, cost = result.accuracy.get(key), result.classification.get(key), result.cost.get(key)
+    against, predictions = result.against_icl.get(key), result.predictions.get(key)
+    macro_f1 = scores.macro_f1 if scores is not None else accuracy.macro_f1 if accuracy is not None else None
+    return {
+        "learner": key,
+        **_number("accuracy", accuracy),
+        "n": accuracy.n if accuracy is not None else 0,
+        **_number("over_majority", accuracy.over_majority if accuracy is not None else None),
+        **_number("balanced_accuracy", scores.balanced_accuracy if scores is not None else None),
+        **_number("macro_f1", macro_f1),
+        **_number("log_loss", scores.log_loss if scores is not None else None),
+        "zero_probability": scores.zero_probability if scores is not None else None,
+        **_number("brier", scores.brier if scores is not None else None),
+        **_number("ece", scores.ece if scores is not None else None),
+        "ece_if_calibrated": scores.ece_if_calibrated if scores is not None else None,
+        "majority_share": predictions.majority_share if predictions is not None else None,
+        **_number("agreement_with_icl", against.agreement if against is not None else None),
+        **{name: getattr(cost, name, None) for name in Cost.model_fields},
+    }
+
+
+def _number(name: str, estimate: Estimate | None) -> dict[str, float | None]:
+    """A mean and both ends of its interval, under names for columns."""
+    low, high = (None, None) if estimate is None else estimate.ci95
+    return {name: None if estimate is None else estimate.mean, f"{name}_low": low, f"{name}_high": high}
 
 
 def tables(result: Result) -> tuple[Table, ...]:
