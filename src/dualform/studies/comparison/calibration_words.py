@@ -8,7 +8,9 @@ from dualform.result import Classification, Result
 
 def calibration_sentences(result: Result) -> list[str]:
     """Which learners are overconfident, underconfident or neither; empty without scores of probabilities."""
-    over, under, neither = [], [], []
+    over: list[str] = []
+    under: list[str] = []
+    neither: list[str] = []
     for key in learners_in_order(result.classification):
         scores = result.classification[key]
         error, confidence, accuracy = known(scores.ece.ci95), mean_confidence(scores), finite(scores.accuracy.mean)

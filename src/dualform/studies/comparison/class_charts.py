@@ -49,7 +49,7 @@ def _in_order(result: Result) -> dict[str, Classification]:
 
 def _matrix(key: str, scores: Classification) -> alt.LayerChart:
     names = categories([visible(label) for label in scores.labels])
-    named = None if len(names) <= MOST_NAMED else []
+    named: list[str] | None = None if len(names) <= MOST_NAMED else []
     rows = _matrix_rows(learner_style(key).title, names, scores.confusion)
     plot = Plot(
         Names("prediction", names, "prediction", room=90, angle=-40, labelled=named),
