@@ -14,10 +14,11 @@ DATA = "Data"
 PROTOCOL = "Protocol"
 TRAINING = "Training"
 CONTROLS = "Controls"
+PROMPTING = "Prompting"
 FOLDING = "Folding"
 MACHINE = "Model and machine"
 OUTPUT = "Output"
-PANELS = (DATA, PROTOCOL, TRAINING, CONTROLS, FOLDING, MACHINE, OUTPUT)
+PANELS = (DATA, PROTOCOL, TRAINING, CONTROLS, PROMPTING, FOLDING, MACHINE, OUTPUT)
 """Panels of `--help`, in the order shown."""
 
 

@@ -33,6 +33,11 @@ OWN: dict[str, dict[str, str]] = {
         "fold": "dualform.studies.fold_learner:FOLDING",
         "tfidf": "dualform.learners.tfidf:TFIDF",
         "embedding": "dualform.learners.embedding:EMBEDDING",
+        "icl_contextual": "dualform.learners.calibrated:CONTEXTUAL",
+        "icl_batch": "dualform.learners.calibrated:BATCH",
+        "icl_domain": "dualform.learners.calibrated:DOMAIN",
+        "icl_ensemble": "dualform.learners.ensemble:ENSEMBLE",
+        "knn": "dualform.learners.knn:KNN",
     },
     "dualform.controls": {
         name: f"dualform.studies.comparison.own_controls:{name.upper()}"

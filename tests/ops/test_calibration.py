@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from dualform.errors import ShapeError
-from dualform.ops.calibration import contextual_calibration
+from dualform.ops.calibration import batch_calibration, contextual_calibration
 
 
 def logits(*shape: int, seed: int = 0) -> Tensor:
@@ -145,3 +145,38 @@ def test_errors_name_what_was_given():
         contextual_calibration(torch.zeros(3), torch.zeros(2, 3))
     with pytest.raises(ShapeError, match=r"\(\.\.\., content_free, label\); given content_free \(3,\)"):
         contextual_calibration(torch.zeros(2, 3), torch.zeros(3))
+
+
+class TestBatchCalibration:
+    def test_it_answers_to_the_slow_version(self):
+        queries, batch = logits(7, 4), logits(5, 4, seed=1)
+        mean = [sum(row.log_softmax(-1)[label].item() for row in batch) / 5 for label in range(4)]
+        for row, calibrated in zip(queries, batch_calibration(queries, batch), strict=True):
+            weights = [math.exp(row[label].item() - mean[label]) for label in range(4)]
+            expected = [math.log(weight / sum(weights)) for weight in weights]
+            assert calibrated.tolist() == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+    def test_a_bias_drops_out_exactly_from_any_number_of_queries(self):
+        queries, batch = logits(20, 3), logits(6, 3, seed=1)
+        bias = torch.tensor([0.0, 6.0, -2.0], dtype=torch.float64)
+        expected = batch_calibration(queries, batch)
+        torch.testing.assert_close(batch_calibration(queries + bias, batch + bias), expected, rtol=1e-11, atol=1e-11)
+        # Dividing by the mean probability does not remove it.
+        biased, plain = contextual_calibration(queries + bias, batch + bias), contextual_calibration(queries, batch)
+        assert (biased - plain).abs().max() > 0.05
+
+    def test_a_uniform_batch_changes_nothing(self):
+        queries = logits(4, 3)
+        same = batch_calibration(queries, torch.zeros(5, 3, dtype=torch.float64))
+        torch.testing.assert_close(same, queries.log_softmax(-1), rtol=1e-12, atol=1e-12)
+
+    def test_impossible_labels(self):
+        queries = torch.tensor([[0.0, -torch.inf, 1.0]])
+        assert batch_calibration(queries, torch.zeros(2, 3))[0, 1] == -torch.inf
+        assert batch_calibration(torch.zeros(1, 3), queries).isnan().all()
+
+    def test_shapes_are_checked(self):
+        with pytest.raises(ShapeError, match="same labels"):
+            batch_calibration(logits(2, 3), logits(2, 4))
+        with pytest.raises(ShapeError, match="holds no input"):
+            batch_calibration(logits(2, 3), torch.zeros(0, 3))

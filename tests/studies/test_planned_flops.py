@@ -107,7 +107,10 @@ def small(here: Path, **changes: Any) -> ComparisonConfig:
     return comparison_config(str(here / "model"), str(here / "task.csv"), **settings)
 
 
-@pytest.mark.parametrize("name", ["zsl", "icl", "ft", "lora", "full", "bitfit", "probe", "embedding"])
+PROMPTED = ("icl_contextual", "icl_batch", "icl_domain", "icl_ensemble", "knn")
+
+
+@pytest.mark.parametrize("name", ["zsl", "icl", "ft", "lora", "full", "bitfit", "probe", "embedding", *PROMPTED])
 def test_a_learner_computes_what_its_work_says(name: str, here: Path, lm: LanguageModel):
     config = small(here, learners=(name,), training={"epochs": 2, "batch_size": 2})
     experiment = Experiment.of(config, lm, config.load_task())
@@ -157,6 +160,14 @@ def test_a_comparison_of_chats_computes_what_was_planned(here: Path, tmp_path: P
     assert planned(config).cost.flops == pytest.approx(counted, rel=WITHIN)
     # The template's tokens are work too.
     assert planned(config.model_copy(update={"chat": "off", "system": None})).cost.flops < 0.9 * counted
+
+
+def test_a_comparison_of_ways_of_prompting_computes_what_was_planned(
+    here: Path, lm: LanguageModel, planned: Callable[[Any], Plan]
+):
+    config = small(here, learners=PROMPTED, knn_neighbours=2, ensemble_orders=2, batch_texts=7)
+    counted = products(lambda: compare(config, lm=lm))
+    assert planned(config).cost.flops == pytest.approx(counted, rel=WITHIN)
 
 
 def test_a_stability_study_computes_what_was_planned(here: Path, lm: LanguageModel, planned: Callable[[Any], Plan]):

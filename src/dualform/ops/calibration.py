@@ -1,4 +1,4 @@
-"""Contextual calibration: removes a prompt's preference for a label, which does not depend on the query."""
+"""Calibration: removes a prompt's preference for a label, which does not depend on the query."""
 
 import torch
 from torch import Tensor
@@ -36,16 +36,7 @@ def contextual_calibration(log_probabilities: Tensor, content_free: Tensor) -> T
         probabilities; we normalise W p itself, which predicts the same label and leaves calibrated probabilities
         that are p again when p_cf is uniform.
     """
-    require_same_shape("... example label", log_probabilities=log_probabilities)
-    require_same_shape("... content_free label", content_free=content_free)
-    if log_probabilities.shape[-1] != content_free.shape[-1] or not _broadcast(log_probabilities, content_free):
-        raise ShapeError(
-            "log_probabilities (..., example, label) and content_free (..., content_free, label) must have the same "
-            f"labels and leading axes that broadcast; given {tuple(log_probabilities.shape)} and "
-            f"{tuple(content_free.shape)}."
-        )
-    if content_free.shape[-2] == 0:
-        raise ShapeError(f"content_free holds no input: its shape is {tuple(content_free.shape)}; expected 1 or more.")
+    _require_labels("content_free", log_probabilities, content_free)
     log_p = widened(log_probabilities).log_softmax(-1)
     rows = widened(content_free).log_softmax(-1)
     known = ~rows.isnan().any(-1, keepdim=True)
@@ -56,6 +47,49 @@ def contextual_calibration(log_probabilities: Tensor, content_free: Tensor) -> T
     # A quotient of +inf becomes NaN here, as documented.
     calibrated = quotient.log_softmax(-1).masked_fill(~known.any(-2, keepdim=True), torch.nan)
     return calibrated.to(result_dtype(log_probabilities, content_free))
+
+
+def batch_calibration(log_probabilities: Tensor, batch: Tensor) -> Tensor:
+    """Label log-probabilities minus their means over a batch of queries under the same prompt, nats.
+
+    A constant added to one label's logit everywhere drops out exactly, since logarithms are averaged.
+
+    Args:
+        log_probabilities: Label log-probabilities of queries, up to a constant for each row, -inf for impossible, of
+            shape `(..., example, label)`.
+        batch: The same of the queries of the batch, whose labels need not be known, of shape `(..., batch, label)`;
+            leading axes broadcast.
+
+    Returns:
+        Log-probabilities in [-inf, 0], each row normalised, of shape `(..., example, label)`. A label that is
+        impossible for the query stays so. NaN where a possible label is impossible in the batch.
+
+    Raises:
+        ShapeError: The numbers of labels differ, leading axes do not broadcast, or the batch is empty.
+
+    Source:
+        arXiv:2309.17249, section 3. The paper subtracts the logarithm of the mean probability; we subtract the mean
+        logarithm, which a few certain answers do not dominate, and for which the exact removal above holds.
+    """
+    _require_labels("batch", log_probabilities, batch)
+    log_p = widened(log_probabilities).log_softmax(-1)
+    mean = widened(batch).log_softmax(-1).mean(-2, keepdim=True)
+    # 0 / p is 0 whatever p is.
+    shifted = torch.where(log_p == -torch.inf, log_p, log_p - mean)
+    return shifted.log_softmax(-1).to(result_dtype(log_probabilities, batch))
+
+
+def _require_labels(name: str, log_probabilities: Tensor, reference: Tensor) -> None:
+    """Check that both hold answers with the same labels, and the reference at least one row."""
+    require_same_shape("... example label", log_probabilities=log_probabilities)
+    require_same_shape(f"... {name} label", **{name: reference})
+    if log_probabilities.shape[-1] != reference.shape[-1] or not _broadcast(log_probabilities, reference):
+        raise ShapeError(
+            f"log_probabilities (..., example, label) and {name} (..., {name}, label) must have the same labels and "
+            f"leading axes that broadcast; given {tuple(log_probabilities.shape)} and {tuple(reference.shape)}."
+        )
+    if reference.shape[-2] == 0:
+        raise ShapeError(f"{name} holds no input: its shape is {tuple(reference.shape)}; expected 1 or more.")
 
 
 def _broadcast(log_probabilities: Tensor, content_free: Tensor) -> bool:

@@ -297,10 +297,10 @@ def query_cost(experiment: Experiment[StudyConfig], passes: Sequence[QueryPass])
     """
     own = sum(len(query.prompt) for query in experiment.queries) / len(experiment.queries)
     forward = experiment.lm.shape.forward
-    new = [one.prefix - one.kept + own for one in passes]
+    new = [(each.prefix - each.kept + own, each.kept) for each in passes]
     return {
-        "tokens": float(sum(one.prefix + own for one in passes)),
-        "flops": float(sum(forward(round(one.prefix + own)) for one in passes)),
-        "kept_tokens": float(sum(new)),
-        "kept_flops": float(sum(forward(round(n), prefix=round(one.kept)) for n, one in zip(new, passes, strict=True))),
+        "tokens": float(sum(each.prefix + own for each in passes)),
+        "flops": float(sum(forward(round(each.prefix + own)) for each in passes)),
+        "kept_tokens": float(sum(n for n, _ in new)),
+        "kept_flops": float(sum(forward(round(n), prefix=round(kept)) for n, kept in new)),
     }

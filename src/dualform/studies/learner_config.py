@@ -4,11 +4,12 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from dualform.configuration import MOST_TEXTS
 from dualform.errors import ConfigError
 from dualform.learners.base import LEARNERS, Learner
 from dualform.learners.inner_splits import Selection
 from dualform.learners.training_settings import LoraSettings, TrainingSettings
-from dualform.option import TRAINING, Option
+from dualform.option import PROMPTING, TRAINING, Option
 from dualform.registry import Registry
 from dualform.studies.fold_settings import FoldSettings
 from dualform.studies.settings import OneModelConfig, problems_with_rates
@@ -47,6 +48,12 @@ class LearnersConfig(OneModelConfig):
     """Learning rates tried for full (AdamW)."""
     bitfit_rates: Annotated[tuple[float, ...], Option(TRAINING)] = (1e-3,)
     """Learning rates tried for bitfit (AdamW)."""
+    knn_neighbours: Annotated[int, Option(PROMPTING)] = Field(default=8, ge=1)
+    """Demonstrations that knn retrieves for each query, from all labelled examples of the seed."""
+    ensemble_orders: Annotated[int, Option(PROMPTING)] = Field(default=4, ge=1)
+    """Orders of the demonstrations over which icl_ensemble averages."""
+    batch_texts: Annotated[int, Option(PROMPTING)] = Field(default=64, ge=1, le=MOST_TEXTS)
+    """Unlabelled texts of the train split by which icl_batch calibrates its answers."""
     fold: FoldSettings = FoldSettings()
     """How the prompt is folded into the weights."""
 

@@ -11,7 +11,8 @@ from dualform.tasks.demonstrations import draw_demonstrations
 from dualform.tasks.task import Task
 from tests.studies.small import numbers, small_config, small_lm, small_task
 
-LEARNERS = ("zsl", "icl", "ft", "lora", "probe", "fold", "tfidf", "embedding")
+PROMPTED = ("icl_contextual", "icl_batch", "icl_domain", "icl_ensemble")
+LEARNERS = ("zsl", "icl", "ft", "lora", "probe", "fold", "tfidf", "embedding", *PROMPTED, "knn")
 SETTINGS: dict[str, Any] = {
     "labels": 6,
     "k": 4,
@@ -59,6 +60,9 @@ def test_the_labels_of_every_learner_are_counted():
     labels = run(small_task()).result.labels
     assert labels["zsl"] == LabelCount(demonstrations=0, training=0, settings=0, total=0)
     assert labels["icl"] == LabelCount(demonstrations=4, training=0, settings=0, total=4)
+    assert all(labels[name] == labels["icl"] for name in PROMPTED)
+    # Any of the six may be retrieved for a query.
+    assert labels["knn"] == LabelCount(demonstrations=6, training=0, settings=0, total=6)
     assert labels["ft"] == labels["lora"] == LabelCount(demonstrations=0, training=6, settings=6, total=6)
     assert labels["probe"] == labels["tfidf"] == LabelCount(demonstrations=0, training=6, settings=0, total=6)
     # Too few to choose a layer.

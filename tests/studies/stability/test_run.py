@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dualform.errors import ConfigError, TrainingError
 from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
+from dualform.learners.calibrated import CONTENT_FREE
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.prompting import InContext, ZeroShot
 from dualform.models.reading.encoding import EncodedDemonstrations, Encoder
@@ -29,7 +30,6 @@ from dualform.studies.stability.config import StabilityConfig, stability_config
 from dualform.studies.stability.result import LearnerStability, StabilityResult, StabilityRun
 from dualform.studies.stability.run import StabilityStudy, stability
 from dualform.studies.stability.summary import RunAnswers, runs_table
-from dualform.studies.stability.work import CONTENT_FREE
 from dualform.tasks.build import build_task
 from dualform.tasks.demonstrations import LabelRule
 from dualform.tasks.options import TaskOptions

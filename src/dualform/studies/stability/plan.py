@@ -2,13 +2,14 @@
 
 import time
 
+from dualform.learners.calibrated import content_free_queries
 from dualform.models.cost.machine import Machine
 from dualform.studies.experiment import Experiment
 from dualform.studies.plan import Plan, PricedPart
 from dualform.studies.plan_costs import Costs, memory_of
 from dualform.studies.planning import estimated_memory, merged, planned_model, prices, surrounding_parts
 from dualform.studies.stability.config import StabilityConfig
-from dualform.studies.stability.work import content_free_queries, model_parts
+from dualform.studies.stability.work import model_parts
 
 
 def plan(config: StabilityConfig, machine: Machine) -> Plan:

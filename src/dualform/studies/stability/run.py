@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from dualform.learners.adapted import AdaptedModel, answer_log_probabilities
+from dualform.learners.calibrated import content_free_queries
 from dualform.learners.finetuned import Finetuned
 from dualform.learners.prompting import InContext, ZeroShot
 from dualform.learners.rate import RateSearch
@@ -30,7 +31,6 @@ from dualform.studies.stability.summary import ModelRuns, RunAnswers, runs_table
 from dualform.studies.stability.work import (
     PlannedRun,
     common_orders,
-    content_free_queries,
     planned_runs,
     set_parts,
     zero_shot_work,

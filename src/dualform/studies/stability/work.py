@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from dualform.learners.calibrated import content_free_queries
 from dualform.learners.training_work import training_work
 from dualform.models.cost.work import Work, WorkPart, encode, read
 from dualform.models.reading.layout import Query
@@ -10,10 +11,6 @@ from dualform.studies.experiment import DemonstrationSet, Experiment
 from dualform.studies.stability.config import StabilityConfig
 from dualform.studies.work import read_changed, search_part
 from dualform.tasks.demonstrations import LabelRule
-from dualform.tasks.task import Example
-
-CONTENT_FREE = ("N/A", "", "[MASK]")
-"""Content-free texts for contextual calibration, as in arXiv:2102.09690, section 5."""
 
 LABEL_RULES: tuple[LabelRule, ...] = ("random", "flipped")
 """Rules for the demonstrations' labels besides the true ones, as in arXiv:2202.12837."""
@@ -58,16 +55,6 @@ def planned_runs(config: StabilityConfig, set_index: int, n_orders: int) -> list
             for labels in LABEL_RULES
         ]
     return plan
-
-
-def content_free_queries(experiment: Experiment[StabilityConfig]) -> tuple[Query, ...]:
-    """Content-free queries; none for multiple choice, which has no label words to calibrate."""
-    if experiment.task.is_multiple_choice:
-        return ()
-    fields = experiment.task.template.fields
-    examples = [Example(fields=dict.fromkeys(fields, text), label=0, row=-1) for text in CONTENT_FREE]
-    # An empty text may leave an empty prompt.
-    return tuple(experiment.encoder.query(each) for each in examples if experiment.task.template.render(each).strip())
 
 
 def zero_shot_work(experiment: Experiment[StabilityConfig], queries: Sequence[Query]) -> Work:
