@@ -47,6 +47,13 @@ LEARNERS: tuple[LearnerStyle, ...] = (
     LearnerStyle("full", "full finetuning", "full finetuning", "All weights trained on the demonstrations.", "#A6761D"),
     LearnerStyle("bitfit", "BitFit", "BitFit", "Biases alone trained on the demonstrations.", "#66A0C8"),
     LearnerStyle(
+        "lora_icl",
+        "LoRA with prompt",
+        "LoRA with a prompt",
+        "Low-rank adapters, with the demonstrations in the prompt as well.",
+        "#B24C63",
+    ),
+    LearnerStyle(
         "probe", "linear probe", "the linear probe", "Logistic regression on the last hidden state.", "#CC79A7"
     ),
     LearnerStyle(
