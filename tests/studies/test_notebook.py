@@ -2,6 +2,7 @@ import builtins
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import altair as alt
 import pandas
@@ -10,7 +11,7 @@ import pytest
 from dualform.errors import ConfigError
 from dualform.result import Result
 from dualform.studies.pages import render_page
-from dualform.studies.study import STUDIES
+from dualform.studies.study import STUDIES, View
 from tests.report.example_folding import example_folding
 from tests.report.example_laboratory import example_laboratory
 from tests.report.example_momentum import example_momentum
@@ -123,6 +124,17 @@ def test_warnings_and_the_first_finding_are_shown():
 def test_a_result_without_numbers_is_shown_too():
     assert empty_result().charts() == {}
     assert "<table" not in empty_result()._repr_html_()
+
+
+def test_a_study_without_a_page_has_its_sentences_and_tables():
+    result = example_result()
+    tables = STUDIES["compare"].view.tables
+    plain = replace(STUDIES["compare"], view=View(lambda result: ["Only <one> sentence."], tables))
+    assert plain.charts(result) == {}
+    assert "Only &lt;one&gt; sentence." in plain.notebook_html(result)
+    assert "learner" in plain.data_frame(result).columns
+    with pytest.raises(ConfigError, match="holds no numbers"):
+        replace(plain, view=View(lambda result: [])).data_frame(result)
 
 
 def test_a_study_that_is_not_installed_shows_its_accuracies():
