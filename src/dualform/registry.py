@@ -69,6 +69,7 @@ OWN: dict[str, dict[str, str]] = {
         "folding": "dualform.studies.folding:STUDY",
         "momentum": "dualform.studies.momentum:STUDY",
         "regress": "dualform.studies.laboratory:STUDY",
+        "advise": "dualform.studies.advice:STUDY",
     },
     "dualform.measures": {
         name: f"dualform.studies.own_measures:{name.upper()}"

@@ -4,7 +4,6 @@ One that is impossible is left out with a note if it comes from the default sett
 requested by name.
 """
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from dualform.errors import ModelError
@@ -13,6 +12,7 @@ from dualform.models.reading.language_model import WITHOUT_WEIGHTS, LanguageMode
 from dualform.plain_text import first_few
 from dualform.studies.comparison.config import FINETUNED, ComparisonConfig
 from dualform.studies.controls import CONTROLS
+from dualform.studies.learner_training import refused
 
 _NEEDS_FT = "it is compared with FT, which is impossible with this model."
 
@@ -41,12 +41,12 @@ def possible_arms(lm: LanguageModel, config: ComparisonConfig) -> Arms:
         # `set_up` leaves out learners that quantized weights do not allow.
         return Arms(config.learners, config.controls, ())
     by_name = config.model_fields_set
-    no_learners = _impossible(config.learners, lambda name: LEARNERS[name].check(lm, config))
+    no_learners = refused(config.learners, lambda name: LEARNERS[name].check(lm, config))
     _require_possible(no_learners, "learner", "learners" in by_name, "--learners", config.learners)
     controls = config.controls
     no_controls: dict[str, str] = dict.fromkeys(controls, _NEEDS_FT)
     if FINETUNED not in no_learners:
-        no_controls = _impossible(controls, lambda name: CONTROLS[name].check(lm))
+        no_controls = refused(controls, lambda name: CONTROLS[name].check(lm))
     _require_possible(no_controls, "control", "controls" in by_name and bool(controls), "--controls", controls)
     for name in config.selecting:
         if name in no_learners:
@@ -68,17 +68,6 @@ def possible_arms(lm: LanguageModel, config: ComparisonConfig) -> Arms:
         tuple(name for name in controls if name not in no_controls),
         tuple(notes),
     )
-
-
-def _impossible(names: Iterable[str], check: Callable[[str], None]) -> dict[str, str]:
-    """The names that the check refuses, each with the reason."""
-    reasons = {}
-    for name in names:
-        try:
-            check(name)
-        except ModelError as error:
-            reasons[name] = str(error).rstrip(".") + "."
-    return reasons
 
 
 def _require_possible(

@@ -80,6 +80,11 @@ class ComparisonConfig(LearnersConfig):
         return self.rounding != "none" and FINETUNED in self.learners and self.k > 0
 
     @property
+    def prefers_stable_rates(self) -> bool:
+        """Whether a search prefers learning rates at which finetuning does not depend on rounding."""
+        return self.repeats_finetuning and self.rounding == "choose"
+
+    @property
     def selecting(self) -> tuple[str, ...]:
         """Learners by whose accuracy the seed is chosen; empty if all seeds are reported."""
         return {"none": (), "both": (IN_CONTEXT, FINETUNED)}.get(self.select, (self.select,))

@@ -7,7 +7,7 @@ from dualform.learners.adapted import Adapted, AdaptedModel
 from dualform.learners.base import LEARNERS, AdaptationContext
 from dualform.learners.reading_cache import CachedModel
 from dualform.result import Trial
-from dualform.studies.comparison.adapting import LearnerProgress, repeat_training, train_learner
+from dualform.studies.comparison.adapting import repeat_training
 from dualform.studies.comparison.config import FINETUNED, IN_CONTEXT, ZERO_SHOT
 from dualform.studies.comparison.controls import PreparedControls, prepare
 from dualform.studies.comparison.reading import read_queries
@@ -16,7 +16,8 @@ from dualform.studies.comparison.seed_choice import ChosenSeeds
 from dualform.studies.comparison.seed_record import SeedRecord
 from dualform.studies.comparison.setup import ComparisonRun
 from dualform.studies.comparison.work import SeedWork, passes
-from dualform.studies.experiment import DemonstrationSet, query_cost
+from dualform.studies.experiment import query_cost
+from dualform.studies.learner_training import LearnerProgress, count_labels, label_counts, train_learner
 
 
 def compute_seed(
@@ -50,7 +51,9 @@ def compute_seed(
             adapted[name] = learner.adapt(context)
             advance(1.0 - advance.share)
             continue
-        search = train_learner(experiment, learner, context, known.get(name))
+        search = train_learner(
+            experiment, learner, context, known.get(name), prefer_stable=experiment.config.prefers_stable_rates
+        )
         adapted[name] = search.best
         rates[name] = search.learning_rate
         # If the seed was chosen by this learner, its rate was chosen in that search.
@@ -102,22 +105,12 @@ def compute_seed(
         rates=rates | prepared.rates,
         facts={name: recorded for name, recorded in facts.items() if recorded},
         trials=(*trials, *prepared.trials),
-        labels={name: count_labels(run, name, drawn) for name in experiment.config.learners},
+        labels={
+            name: label_counts(count_labels(experiment, LEARNERS[name], drawn)) for name in experiment.config.learners
+        },
         control_seconds=control_seconds + read.control_seconds,
         notes=prepared.notes,
         inputs=inputs,
         attention={} if read.view is None else read.view.tensors(),
         attention_about={} if read.view is None else read.view.about(experiment, encoded),
     )
-
-
-def count_labels(run: ComparisonRun, name: str, drawn: DemonstrationSet) -> dict[str, int]:
-    """Number of labels that a learner uses, by the names of `LabelCount`'s fields."""
-    experiment, learner = run.experiment, LEARNERS[name]
-    use = learner.labels_used(AdaptationContext(experiment, drawn))
-    budget = experiment.config.labels
-    settings, total = use.selected, use.total
-    if learner.grid is not None and len(experiment.config.grid_of(learner)) > 1:
-        settings += len(experiment.selection) if budget is None else len(drawn.labelled.examples)
-        total = total + len(experiment.selection) if budget is None else max(total, settings)
-    return {"demonstrations": use.shown, "training": use.trained, "settings": settings, "total": total}

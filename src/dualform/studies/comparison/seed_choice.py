@@ -9,11 +9,11 @@ from dualform.learners.adapted import answer_log_probabilities
 from dualform.learners.base import LEARNERS, AdaptationContext
 from dualform.models.cost.work import read
 from dualform.result import Trial
-from dualform.studies.comparison.adapting import train_learner
 from dualform.studies.comparison.config import ComparisonConfig
 from dualform.studies.comparison.setup import ComparisonRun
 from dualform.studies.comparison.work import SeedWork, passes
 from dualform.studies.experiment import DemonstrationSet, Experiment
+from dualform.studies.learner_training import train_learner
 from dualform.studies.pieces import Piece
 
 
@@ -90,7 +90,7 @@ def _candidate(experiment: Experiment[ComparisonConfig], drawn: DemonstrationSet
             tokens += once + learner.reading(context, experiment.selection_queries, "prompt").passes
             continue
         start = time.perf_counter()
-        search = train_learner(experiment, learner, context, None)
+        search = train_learner(experiment, learner, context, None, prefer_stable=experiment.config.prefers_stable_rates)
         seconds[name] = time.perf_counter() - start
         best = next(trial for trial in search.trials if trial.chosen)
         assert best.validation_accuracy is not None

@@ -18,7 +18,7 @@ from dualform.studies.comparison.config import FINETUNED, ComparisonConfig
 from dualform.studies.comparison.controls import ControlBuilder
 from dualform.studies.controls import CONTROLS, ControlPlan
 from dualform.studies.experiment import DemonstrationSet, Experiment
-from dualform.studies.inner_selection import InnerSelection
+from dualform.studies.learner_training import training_part
 from dualform.studies.work import TRIAL_QUERIES, read_changed, search_part, trial_queries
 
 UNSTABLE = "a search repeats other rates if the best one is not stable"
@@ -87,15 +87,7 @@ class SeedWork:
 
     def training(self, learner: Learner, *, known: bool, label: str | None = None) -> WorkPart:
         """Training a learner at one known rate, or at each rate of its grid."""
-        once = learner.work(self.context)
-        inside = None
-        grid = self.config.grid_of(learner)
-        known = known or (self.config.labels is not None and len(grid) == 1)
-        if self.config.labels is not None and not known:
-            selection = InnerSelection(self.experiment, self.drawn.labelled)
-            known = not selection.labels
-            inside = selection.work(learner, self.context)
-        return search_part(label or learner.name, once, grid, self.experiment, known=known, inside=inside)
+        return training_part(self.experiment, learner, self.context, known=known, label=label)
 
     def reading(self, name: str, indices: Sequence[int]) -> Work:
         """Reading one group of the reported queries; no work if the learner uses another one's readings."""
