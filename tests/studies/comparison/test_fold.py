@@ -19,12 +19,12 @@ from dualform.studies import fold_learner
 from dualform.studies.against import against_icl
 from dualform.studies.comparison import run as study
 from dualform.studies.comparison import seed as one_seed
-from dualform.studies.learner_training import train_learner
 from dualform.studies.comparison.config import ComparisonConfig
 from dualform.studies.comparison.run import Comparison, compare
 from dualform.studies.comparison.seed_record import SeedRecord
 from dualform.studies.experiment import Experiment
 from dualform.studies.folds import make_fold
+from dualform.studies.learner_training import train_learner
 from dualform.studies.pieces import Piece
 from dualform.studies.statistics import Statistics
 from dualform.tasks.sources import load_task

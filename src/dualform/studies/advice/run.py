@@ -200,7 +200,7 @@ def _compute(
         costs[name] = {
             "adapt_seconds": time.perf_counter() - start,
             "adapt_flops": adapted[name].cost.flops,
-            "query_flops": query_cost(experiment, adapted[name].n_prefix)["kept_flops"],
+            "query_flops": query_cost(experiment, learner.query_passes(context, adapted[name]))["kept_flops"],
         }
     tables, seconds = _read(experiment, adapted, work, progress, cell_name(seed, budget))
     for name, spent in seconds.items():
