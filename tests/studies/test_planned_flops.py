@@ -19,6 +19,9 @@ from dualform.models.cost.shape import ModelShape
 from dualform.models.cost.work import Work
 from dualform.models.loading.load import load_model
 from dualform.models.reading.language_model import LanguageModel
+from dualform.progress import SilentProgress
+from dualform.studies.advice.config import advice_config
+from dualform.studies.advice.run import advise
 from dualform.studies.comparison.config import ComparisonConfig, comparison_config
 from dualform.studies.comparison.run import compare
 from dualform.studies.experiment import Experiment
@@ -167,6 +170,16 @@ def test_a_comparison_of_ways_of_prompting_computes_what_was_planned(
 ):
     config = small(here, learners=PROMPTED, knn_neighbours=2, ensemble_orders=2, batch_texts=7)
     counted = products(lambda: compare(config, lm=lm))
+    assert planned(config).cost.flops == pytest.approx(counted, rel=WITHIN)
+
+
+def test_advice_computes_what_was_planned(here: Path, lm: LanguageModel, planned: Callable[[Any], Plan]):
+    settings = {**SMALL, "k": None, "selection_limit": None, "budgets": (3, 6), "rates": RATES}
+    config = advice_config(
+        str(here / "model"), str(here / "task.csv"), **settings, learners=("zsl", "icl", "ft", "probe", "tfidf")
+    )
+    task = config.load_task()
+    counted = products(lambda: advise(config, lm, task, NoPieceStore(), SilentProgress()))
     assert planned(config).cost.flops == pytest.approx(counted, rel=WITHIN)
 
 
