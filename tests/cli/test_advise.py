@@ -41,8 +41,8 @@ def test_it_can_be_planned_and_swept(dualform: Command, out: Path, tmp_path: Pat
     assert json.loads(planned.out)["parts"]
     grid = tmp_path / "grid.yaml"
     grid.write_text(
-        "study: advise\nmodels: [gpt2]\ntasks: [tickets.csv]\ntext: body\nlabel: topic\nbudgets: [3, 6]\nseeds: 1,2\n"
-        "limit: 8\nlearners: [zsl, tfidf]\nresamples: 20\n",
+        "study: advise\nmodels: [gpt2]\ntasks: [{task: tickets.csv, text: body, label: topic}]\nseeds: 1,2\n"
+        "settings: {budgets: [3, 6], limit: 8, learners: [zsl, tfidf], resamples: 20}\n",
         encoding="utf-8",
     )
     done = dualform("sweep", grid, "--out", out, "--workers", "1", "--store", tmp_path / "store")
@@ -62,5 +62,14 @@ def test_it_can_be_planned_and_swept(dualform: Command, out: Path, tmp_path: Pat
 def test_a_mistake_exits_2_and_names_the_value(given: list[str], words: str, dualform: Command, out: Path) -> None:
     done = dualform("advise", *TABLE, *given, "--out", out)
     assert done.code == 2
-    assert words in done.one_line
+    assert words in done.message
     assert not (out / "result.json").exists()
+
+
+def test_the_learners_are_listed_with_what_they_do(dualform: Command) -> None:
+    rows = json.loads(dualform("learners", "--json").out)
+    assert [row["name"] for row in rows][:3] == ["zsl", "icl", "ft"]
+    assert all(row["title"] and row["meaning"] for row in rows)
+    done = dualform("learners")
+    assert done.code == 0
+    assert "tfidf" in done.out

@@ -18,6 +18,7 @@ class _Dualform(CommandGroup):
         "push": "dualform.cli.push:push",
         "models": "dualform.cli.listing:models",
         "tasks": "dualform.cli.listing:tasks",
+        "learners": "dualform.cli.listing:learners",
         "doctor": "dualform.cli.doctor:doctor",
     }
 

@@ -1,4 +1,4 @@
-"""`dualform models` and `dualform tasks`: the models and tasks that are available."""
+"""`dualform models`, `tasks` and `learners`: the models, tasks and learners that are available."""
 
 import json
 from typing import Annotated
@@ -81,3 +81,38 @@ def tasks(
     console = PlainConsole()
     console.print(table)
     console.print("Also: a CSV, TSV, JSONL or Parquet file with --text and --label, a YAML file, or a hub data set.")
+
+
+@guarded
+def learners(as_json: _Json = False) -> None:
+    """List the learners that `--learners` accepts, with what each of them does.
+
+    Examples:
+      dualform learners
+
+      dualform learners --json
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    from dualform.cli.printing import PlainConsole
+    from dualform.learners.base import LEARNERS
+    from dualform.report.palette import learner_style
+
+    trained = {"nothing": "", "demonstrations": "the prompt's labels", "labelled": "all labels"}
+    rows = [
+        {
+            "name": learner.name,
+            "title": learner_style(learner.name).title,
+            "trains_on": trained[learner.trains_on],
+            "meaning": learner_style(learner.name).meaning,
+        }
+        for learner in LEARNERS
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table("name", "learner", "trains on", "what it does")
+    for row in rows:
+        table.add_row(*(Text(value) for value in row.values()))
+    PlainConsole().print(table)
