@@ -76,14 +76,17 @@ def _same_folder(_start: Path) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(request: pytest.FixtureRequest, _empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_cache(request: pytest.FixtureRequest, _empty_cache: Path) -> Iterator[None]:
     """Tests keep out of the user's cache, but for those marked real, which reuse the converted model there.
 
     What a model wrote is forgotten between tests: two of them may make the same model.
     """
-    if request.node.get_closest_marker("real") is None:
-        shutil.rmtree(_empty_cache / "plain", ignore_errors=True)
-        monkeypatch.setenv("DUALFORM_CACHE", str(_empty_cache))
+    # The test's own monkeypatch would be undone after the other fixtures, and so bring back a folder that they left.
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("real") is None:
+            shutil.rmtree(_empty_cache / "plain", ignore_errors=True)
+            patch.setenv("DUALFORM_CACHE", str(_empty_cache))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -280,10 +280,10 @@ class Learner(ABC):
 
     def labels_used(self, context: AdaptationContext) -> LabelUse:
         """Number of labels used in the prompt and in training; the study adds those on which settings are chosen."""
-        shown = context.demonstrations.k_effective if self.shows_demonstrations else 0
-        on = {"nothing": 0, "demonstrations": context.demonstrations.k_effective}
-        trained = on.get(self.trains_on, len(context.labelled.examples))
-        return LabelUse(shown, trained, 0, max(shown, trained))
+        k = context.demonstrations.k_effective
+        in_prompt = k if self.shows_demonstrations else 0
+        trained = {"nothing": 0, "demonstrations": k}.get(self.trains_on, len(context.labelled.examples))
+        return LabelUse(in_prompt, trained, 0, max(in_prompt, trained))
 
     def extra_bytes(self, setup: Setup) -> int:
         """Memory that adapting needs in addition to a forward pass, bytes."""
