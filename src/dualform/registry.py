@@ -30,6 +30,7 @@ OWN: dict[str, dict[str, str]] = {
         "full": "dualform.learners.batch_trained:FULL",
         "bitfit": "dualform.learners.batch_trained:BITFIT",
         "lora_icl": "dualform.learners.trained_and_prompted:LORA_AND_PROMPT",
+        "ttt": "dualform.learners.trained_and_prompted:TEST_TIME_TRAINING",
         "probe": "dualform.learners.probe:PROBE",
         "fold": "dualform.studies.fold_learner:FOLDING",
         "tfidf": "dualform.learners.tfidf:TFIDF",

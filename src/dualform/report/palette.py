@@ -54,6 +54,13 @@ LEARNERS: tuple[LearnerStyle, ...] = (
         "#B24C63",
     ),
     LearnerStyle(
+        "ttt",
+        "test-time training",
+        "test-time training",
+        "Low-rank adapters trained to answer each demonstration after the others, which stay in the prompt.",
+        "#8C564B",
+    ),
+    LearnerStyle(
         "probe", "linear probe", "the linear probe", "Logistic regression on the last hidden state.", "#CC79A7"
     ),
     LearnerStyle(
