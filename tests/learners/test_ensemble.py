@@ -37,7 +37,8 @@ def test_it_is_the_mean_over_plain_forwards_in_each_order():
 
 
 def test_one_order_is_icl_and_so_is_a_single_demonstration():
-    for changes in ({"k": 4, "ensemble_orders": 1}, {"k": 1, "ensemble_orders": 5}, {"k": 0}):
+    cases: tuple[dict[str, Any], ...] = ({"k": 4, "ensemble_orders": 1}, {"k": 1, "ensemble_orders": 5}, {"k": 0})
+    for changes in cases:
         context = context_of(small_experiment(**changes))
         prompted = LEARNERS["icl"].adapt(context)
         expected = answer_log_probabilities(prompted, context.lm, context.setup.queries).log_softmax(-1)

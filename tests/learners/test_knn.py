@@ -72,10 +72,11 @@ def test_the_nearest_comes_last_and_ties_keep_their_order():
 @pytest.mark.parametrize("changes", [{"k": 8}, budget(14)], ids=["demonstrations", "budget"])
 def test_it_is_a_plain_loop_over_queries(changes: dict[str, Any]):
     context = context_of(small_experiment("llama", knn_neighbours=3, **changes))
-    plain, encoder = tiny_model("llama", dtype=torch.float64), context.setup.encoder
+    setup: Any = context.setup
+    plain, encoder = tiny_model("llama", dtype=torch.float64), setup.encoder
     texts = [example.fields["text"] for example in context.labelled.examples]
     expected = []
-    for example, query in zip(context.setup.examples, context.setup.queries, strict=True):
+    for example, query in zip(setup.examples, setup.queries, strict=True):
         (nearest,) = nearest_texts(texts, [example.fields["text"]], 3)
         prefix = encoder.demonstrations(context.labelled.at(nearest)).prefix
         expected.append(naive_scores(plain, prefix, query).double())

@@ -34,7 +34,8 @@ def test_it_is_a_plain_scikit_learn_script(changes: dict[str, Any]):
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+")
     features = vectorizer.fit_transform([example.fields["text"] for example in labelled.examples])
     classifier = LogisticRegression(C=C, class_weight="balanced", max_iter=1000).fit(features, labelled.labels)
-    texts = [example.fields["text"] for example in context.setup.examples]
+    setup: Any = context.setup
+    texts = [example.fields["text"] for example in setup.examples]
     expected = classifier.predict_log_proba(vectorizer.transform(texts))
     np.testing.assert_allclose(answers(context).numpy(), expected, rtol=0, atol=1e-9)
 

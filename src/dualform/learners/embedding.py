@@ -66,7 +66,7 @@ def choose_layer(states: np.ndarray[Any, Any], labels: Sequence[int], splits: Se
             continue
         known += len(predicted)
         for layer in range(n_layers):
-            classifier = fit_standardised(states[list(train), layer], classes[list(train)])
+            classifier = fit_standardised(states[list(train), layer], [labels[index] for index in train])
             table = class_log_probabilities(classifier, states[predicted, layer], int(classes.max()) + 1)
             # As scikit-learn's log_loss: one probability that underflows would outweigh all others.
             right = table[torch.arange(len(predicted)), torch.as_tensor(classes[predicted])]

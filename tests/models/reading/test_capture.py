@@ -123,7 +123,7 @@ class TestWhatIsRecordedIsWhatTheModelDoes:
     def test_pooled_states_are_means_of_the_models_own_hidden_states(self, case, probe):
         model, last = plain(case), block_names(wrapped(case).model, wrapped(case).anatomy)[-1]
         for query, trace in zip(QUERIES, traces(wrapped(case), PREFIX, probe), strict=True):
-            kept = []
+            kept: list[Any] = []
             handle = model.get_submodule(last).register_forward_hook(
                 lambda module, args, out, kept=kept: kept.append(out if isinstance(out, torch.Tensor) else out[0])
             )
