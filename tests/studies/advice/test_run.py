@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +17,12 @@ from dualform.studies.advice.table import tables
 from dualform.studies.advice.words import headlines
 from dualform.studies.comparison.run import compare
 from dualform.studies.pieces import NoPieceStore
+from dualform.studies.plan import plan_of
 from dualform.tasks.demonstrations import draw_demonstrations
 from dualform.tasks.task import Task
-from tests.studies.small import MemoryStore, RecordedProgress, small_config, small_lm, small_task
+from tests.fixed_machine import fixed_machine
+from tests.studies.small import MemoryStore, RecordedProgress, small_config, small_lm, small_task, write_csv
+from tests.tiny import save_tiny
 
 LEARNERS = ("zsl", "icl", "ft", "probe", "tfidf")
 SETTINGS: dict[str, Any] = {
@@ -153,6 +157,18 @@ def test_larger_budgets_than_the_train_split_are_left_out_with_a_note():
 def test_settings_that_give_no_advice_are_refused(given: dict[str, Any], words: str):
     with pytest.raises(ConfigError, match=words):
         settings(**given)
+
+
+def test_a_plan_has_every_learner_that_the_run_has(tmp_path: Path):
+    save_tiny("llama", tmp_path / "model")
+    write_csv(tmp_path / "task.csv")
+    config = advice_config(
+        str(tmp_path / "model"), str(tmp_path / "task.csv"), text="body", label="topic", budgets=(4,), limit=4
+    )
+    plan = plan_of(config, fixed_machine())
+    names = {part.name for part in plan.parts}
+    assert {"zsl", "icl", "icl_batch", "lora", "embedding", "tfidf", "reading queries"} <= names
+    assert plan.notes == ()
 
 
 def test_one_draw_and_one_budget_are_enough():

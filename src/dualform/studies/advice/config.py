@@ -11,7 +11,7 @@ from dualform.studies.settings import given_settings
 SMALLEST, LARGEST = 4, 128
 """The fewest and the most labels of the default budgets, each twice the one before."""
 
-ADVISED = ("zsl", "icl", "lora", "embedding", "tfidf")
+ADVISED = ("zsl", "icl", "icl_batch", "lora", "embedding", "tfidf")
 """The learners that are compared by default."""
 
 

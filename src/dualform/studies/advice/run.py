@@ -13,7 +13,7 @@ from dualform.errors import ConfigError
 from dualform.learners.adapted import Adapted
 from dualform.learners.base import LEARNERS, AdaptationContext, AnswersFromReadings
 from dualform.learners.reading_cache import CachedModel, ReadingCache
-from dualform.models.reading.language_model import LanguageModel, Readings
+from dualform.models.reading.language_model import WITHOUT_WEIGHTS, LanguageModel, Readings
 from dualform.models.reading.ordinary import ordinary_torch
 from dualform.progress import Progress
 from dualform.studies.advice.config import AdviceConfig
@@ -151,7 +151,9 @@ def set_up(
     notes = []
     if larger := [n for n in config.budgets or () if n > n_train]:
         notes.append(f"Left out: {', '.join(map(str, larger))} labels, because train has {n_train} rows.")
-    impossible = refused(config.learners, lambda name: LEARNERS[name].check(lm, config))
+    impossible: dict[str, str] = {}
+    if lm.route.name != WITHOUT_WEIGHTS:
+        impossible = refused(config.learners, lambda name: LEARNERS[name].check(lm, config))
     if task.is_multiple_choice:
         reason = "free-text choices have no classes to predict."
         impossible |= {name: reason for name in config.learners if LEARNERS[name].needs_label_words}
