@@ -8,7 +8,7 @@ from dualform.report.charts.axes import Numbers, interval_hints, shares
 from dualform.report.charts.colours import learner_colours, legend
 from dualform.report.charts.lines import line_chart
 from dualform.report.palette import learner_style, learners_in_order
-from dualform.studies.advice.result import Advice, CurvePoint
+from dualform.studies.advice.result import Advice, AdvicePoint
 from dualform.studies.advice.table import PER_THOUSAND
 
 
@@ -60,7 +60,7 @@ def cost_chart(advice: Advice) -> alt.TopLevelMixin | None:
     )
 
 
-def _row(name: str, point: CurvePoint) -> dict[str, Any]:
+def _row(name: str, point: AdvicePoint) -> dict[str, Any]:
     low, high = point.accuracy.ci95
     return {
         "learner": learner_style(name).title,

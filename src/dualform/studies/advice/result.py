@@ -3,7 +3,7 @@
 from dualform.result import Accuracy, Estimate, LabelCount, Learner, Number, Record, Result
 
 
-class CurvePoint(Record):
+class AdvicePoint(Record):
     """A learner with one budget of labels."""
 
     named_by = ("labels",)
@@ -73,7 +73,7 @@ class Advice(Record):
 
     budgets: list[int]
     """Numbers of labels, ascending."""
-    curves: dict[Learner, list[CurvePoint]]
+    curves: dict[Learner, list[AdvicePoint]]
     """Learner -> its points, in the order of the budgets."""
     recommendations: list[Recommendation]
     """One for each budget."""

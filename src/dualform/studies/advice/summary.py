@@ -10,7 +10,7 @@ from dualform.learners.base import LEARNERS
 from dualform.result import Estimate, LabelCount, Trial
 from dualform.studies.advice import recommend
 from dualform.studies.advice.config import AdviceConfig
-from dualform.studies.advice.result import Advice, AdviceResult, BreakEven, CurvePoint, Recommendation
+from dualform.studies.advice.result import Advice, AdviceResult, BreakEven, AdvicePoint, Recommendation
 from dualform.studies.common_warnings import few_seeds
 from dualform.studies.experiment import Experiment
 from dualform.studies.facts import TaskDescription, demonstration_report, environment, model_facts, task_result
@@ -96,7 +96,7 @@ def _point(
     stats: Statistics,
     description: TaskDescription,
     cells: Sequence["AdviceCell"],
-) -> CurvePoint:
+) -> AdvicePoint:
     """A learner's numbers with one budget, from its answers `(seed, example, answer)`."""
     right = (table.argmax(2) == labels).double()
     by_draw = counted_once(name, right).mean(1)
@@ -105,7 +105,7 @@ def _point(
     def mean(field: str) -> float:
         return sum(cell.costs[name][field] for cell in cells) / len(cells)
 
-    return CurvePoint(
+    return AdvicePoint(
         labels=budget,
         accuracy=stats.accuracy(name, table.argmax(2), labels, description.task.label_words),
         spread=float(by_draw.std()) if len(by_draw) > 1 else None,
@@ -128,7 +128,7 @@ def _recommendations(
     names: Sequence[str],
     budgets: Sequence[int],
     right: dict[str, Tensor],
-    curves: dict[str, list[CurvePoint]],
+    curves: dict[str, list[AdvicePoint]],
     stats: Statistics,
 ) -> list[Recommendation]:
     """The recommended learner of each budget."""
