@@ -11,7 +11,9 @@ from dualform.errors import NumericalError
 from dualform.learners.adapted import answer_log_probabilities
 from dualform.learners.base import LEARNERS
 from dualform.learners.calibrated import (
+    BATCH,
     CONTENT_FREE,
+    FEWEST_TEXTS,
     RANDOM_TEXTS,
     CalibratedModel,
     content_free_queries,
@@ -146,12 +148,26 @@ def test_texts_that_do_not_fit_behind_the_demonstrations_are_left_out():
     assert sorted(query.longest() for query in kept) == [n for n in lengths if n <= most]
 
 
-def test_all_rows_labelled_leaves_their_texts():
+def test_without_other_rows_no_text_of_the_prompt_is_a_reference():
     context = context_of(small_experiment(k=4))
     task = replace(context.task, splits={**context.task.splits, "train": context.labelled.examples})
     setup: Any = replace(context.setup, task=task)  # type: ignore[type-var]
-    examples = unlabelled_examples(replace(context, setup=setup))
-    assert {example.row for example in examples} == set(context.labelled.rows)
+    alone = replace(context, setup=setup)
+    assert unlabelled_examples(alone) == []
+    assert BATCH.references(alone) == content_free_queries(setup)
+    vocabulary = {word for example in context.labelled.examples for word in example.fields["text"].split()}
+    assert {word for query in random_queries(alone) for word in query.texts[0].split()} <= vocabulary
+
+
+@pytest.mark.parametrize(("spare", "falls_back"), [(FEWEST_TEXTS - 1, True), (FEWEST_TEXTS, False)])
+def test_a_few_unlabelled_texts_are_too_few_for_batch_calibration(spare: int, falls_back: bool):
+    context = context_of(small_experiment(k=4))
+    train = (*context.labelled.examples, *unlabelled_examples(context)[:spare])
+    task = replace(context.task, splits={**context.task.splits, "train": train})
+    setup: Any = replace(context.setup, task=task)  # type: ignore[type-var]
+    references = BATCH.references(replace(context, setup=setup))
+    assert (references == content_free_queries(setup)) is falls_back
+    assert falls_back or len(references) == spare
 
 
 def test_random_texts_are_words_of_the_task_and_as_long_as_its_texts():

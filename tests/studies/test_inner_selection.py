@@ -114,6 +114,7 @@ def test_a_budget_changes_the_defaults_that_need_other_labels():
         ({"controls": ("random",)}, "controls random use labels outside the budget of 6"),
         ({"select": "icl"}, "select icl chooses the seed on labels outside the budget"),
         ({"k": 8}, "k 8 is more than the 6 labels"),
+        ({"balanced": True}, "balanced demonstrations need the labels of the whole train split"),
         ({"tune": "first"}, "tune first would choose the rates of every seed on the 6 labels of the first"),
         ({"rounding": "choose"}, "rounding choose prefers stable rates on the selection split"),
         ({"selection_limit": 7}, "selection_limit 7 is for the selection split"),

@@ -57,7 +57,7 @@ class Setup(Protocol):
 
     @property
     def context(self) -> int:
-        """Length of the longest sequence, in tokens."""
+        """Most tokens that a sequence may have: the setting `context`, or the model's limit if that is lower."""
         ...
 
     @property
@@ -91,7 +91,7 @@ class DemonstrationSet(Protocol):
 
     @property
     def encoded_labelled(self) -> EncodedDemonstrations:
-        """All labelled examples as tokens; of the prefix, as many as `encoded` has."""
+        """All labelled examples as tokens: `sequences` has all of them, `prefix` only those in the prompt."""
         ...
 
 
@@ -223,7 +223,13 @@ class Learner(ABC):
 
     @abstractmethod
     def adapt(self, context: AdaptationContext) -> Adapted:
-        """Adapt the model, whose weights must be restored afterwards, bit for bit, even if this raises."""
+        """Adapt the model to the demonstrations.
+
+        The weights of `context.lm` must be restored afterwards, bit for bit, even if this raises.
+
+        Returns:
+            The adapted model; of a learner with a `grid`, an `AdaptedModel` trained at `context.rate`.
+        """
 
     def check(self, lm: LanguageModel, config: Any) -> None:  # noqa: B027
         """Check, before any other work, that this learner can adapt the model.

@@ -1,7 +1,7 @@
-"""Prompting with calibrated answers: what the prompt makes the model answer whatever is asked is divided out.
+"""Prompting with calibrated answers, corrected for a preference for some labels that does not depend on the query.
 
-Three ways to estimate that: content-free inputs (`icl_contextual`), random words of the task (`icl_domain`), and
-unlabelled texts of the task (`icl_batch`). None needs a label beyond those in the prompt.
+Three ways to estimate the preference: content-free inputs (`icl_contextual`), random words of the task (`icl_domain`),
+and unlabelled texts of the task (`icl_batch`). None needs a label beyond those in the prompt.
 """
 
 import random
@@ -31,6 +31,9 @@ CONTENT_FREE = ("N/A", "", "[MASK]")
 RANDOM_TEXTS = 20
 """Texts of random words for domain calibration, as in arXiv:2305.19148."""
 
+FEWEST_TEXTS = 8
+"""Unlabelled texts below which batch calibration would correct for these texts rather than for the prompt."""
+
 Calibration = Callable[[Tensor, Tensor], Tensor]
 """Function of the answers to queries and of those to reference inputs, see `dualform.ops.calibration`."""
 
@@ -45,16 +48,15 @@ def content_free_queries(setup: Setup) -> tuple[Query, ...]:
 def unlabelled_examples(context: AdaptationContext) -> list[Example]:
     """Rows of the train split that are not among the labelled ones, in an order that depends on the seed.
 
-    Where there is no other row, they are the labelled ones. Their labels must not be used.
+    Their labels must not be used. Empty if every row is a labelled one.
     """
     used = set(context.labelled.rows)
     rows = [example for example in context.task.split("train") if example.row not in used]
-    rows = rows or list(context.labelled.examples)
     return random.Random(f"{context.seed}/unlabelled").sample(rows, len(rows))
 
 
 def unlabelled_queries(context: AdaptationContext, most: int) -> tuple[Query, ...]:
-    """At most so many unlabelled texts that fit behind the demonstrations."""
+    """The first unlabelled texts that fit behind the demonstrations, at most `most`."""
     room = context.setup.context - len(context.encoded.prefix)
     chosen: list[Query] = []
     for example in unlabelled_examples(context):
@@ -71,7 +73,7 @@ def random_queries(context: AdaptationContext) -> tuple[Query, ...]:
 
     Every field of the template gets words of that field. In scripts without spaces, characters are drawn.
     """
-    examples = unlabelled_examples(context)
+    examples = unlabelled_examples(context) or list(context.labelled.examples)
     generator = random.Random(f"{context.seed}/random words")
     words: dict[str, list[str]] = {}
     lengths: dict[str, int] = {}
@@ -234,8 +236,10 @@ class BatchCalibration(CalibratedLearner):
     colour = "#1F5F8B"
 
     def references(self, context: AdaptationContext) -> tuple[Query, ...]:
-        """Unlabelled texts; content-free ones if none fits into the context."""
-        return unlabelled_queries(context, context.config.batch_texts) or content_free_queries(context.setup)
+        """Unlabelled texts; content-free ones if there are fewer than `FEWEST_TEXTS`."""
+        batch = unlabelled_queries(context, context.config.batch_texts)
+        few = len(batch) < min(FEWEST_TEXTS, context.config.batch_texts)
+        return content_free_queries(context.setup) if few else batch
 
     def calibrate(self, log_probabilities: Tensor, reference: Tensor) -> Tensor:
         """Subtract the mean log-probability."""

@@ -243,7 +243,8 @@ class CellStore:
             The cell in the store; if another process has stored it before, that one.
 
         Raises:
-            StorageError: No space or no permission; the store is unchanged.
+            StorageError: No space or no permission, which may leave an incomplete cell, as a killed writer does; or the
+                cell is too large, and nothing was written.
             ValueError: A name is invalid.
         """
         invalid = [name for name in files if not _NAME.fullmatch(name)]

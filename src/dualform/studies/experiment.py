@@ -144,9 +144,15 @@ class Experiment(Generic[Config]):
 
     def with_labels(self, labelled: Demonstrations) -> "DemonstrationSet":
         """Demonstrations from a budget of labels: as many as settings and context allow, with each class in turn."""
+        self._require_room_for(labelled)
         demonstrations = self._fitting(labelled.classes_in_turn(self.config.k))
         rest = labelled.without(demonstrations)
         return self.encode(demonstrations, rest)
+
+    def _require_room_for(self, labelled: Demonstrations) -> None:
+        """Refuse labelled examples that alone are longer than the context, on which nothing could be trained."""
+        queries = tuple(self.encoder.query(example) for example in labelled.examples)
+        _require_room({"train": (labelled.examples, queries)}, self.context, len(self.encoder.opening))
 
     def _fitting(self, demonstrations: Demonstrations) -> Demonstrations:
         queries = (*self.queries, *self.selection_queries)

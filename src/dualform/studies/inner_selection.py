@@ -1,7 +1,8 @@
 """Choosing a learner's settings inside a budget of labels, without a validation set.
 
-Every way is a list of splits: which of the labelled examples to train on, and which to predict. Predictions of all
-splits are put together, and settings are compared on them as they would be on a selection split.
+Cross-validation and the prequential protocol are both lists of splits: which of the labelled examples to train on, and
+which to predict. Predictions of all splits are put together, and settings are compared on them as they would be on a
+selection split.
 """
 
 from collections.abc import Callable
@@ -41,10 +42,13 @@ class InnerSelection:
         """Label of each predicted example, as shown."""
 
     def predict(self, adapt: Callable[[DemonstrationSet], AdaptedModel]) -> Tensor:
-        """Log-probabilities of the answers to all predicted examples, `(example, answer)`, nats, on the CPU.
+        """Log-probabilities of the answers to all predicted examples, in the order of `labels`.
 
         Args:
             adapt: Trains on a part of the labelled examples.
+
+        Returns:
+            `(example, answer)`, nats, on the CPU; -inf for answers that an example does not have.
 
         Raises:
             NumericalError: A training diverged.

@@ -109,6 +109,11 @@ class LearnersConfig(OneModelConfig):
         if not self.learners or len(set(self.learners)) != len(self.learners):
             problems.append(f"learners {list(self.learners)} must be different, at least one")
         if self.labels is not None:
+            if self.balanced:
+                problems.append(
+                    "balanced demonstrations need the labels of the whole train split, and labels "
+                    f"{self.labels} allows no others: draw them with --shuffled, or leave labels out"
+                )
             if self.k > self.labels:
                 problems.append(f"k {self.k} is more than the {self.labels} labels: lower k, or raise labels")
             if self.selection_limit != type(self).model_fields["selection_limit"].default:

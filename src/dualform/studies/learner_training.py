@@ -22,7 +22,7 @@ class LearnerProgress:
 
     Args:
         progress: The progress bar.
-        work: The learner's total work, as `passes` counts it.
+        work: The learner's total work in the unit of progress bars, see `Work.passes`.
         doing: Text next to the bar.
     """
 
@@ -56,14 +56,18 @@ def train_learner(
     *,
     prefer_stable: bool = False,
 ) -> RateSearch:
-    """Train at a known learning rate; None searches the learner's grid.
+    """Train a learner at a known learning rate, or at the best one of its grid.
 
     Args:
         experiment: Model, task and settings. With a budget of labels, the search uses no other labels.
         learner: A learner with a grid.
         context: What it learns from.
-        known: The learning rate.
+        known: The learning rate; None to search. If training diverges at it, lower rates of the grid are tried. With a
+            budget of labels and a grid of one rate, that rate is used.
         prefer_stable: Whether the search prefers rates whose training does not depend on rounding.
+
+    Returns:
+        The trained model, its learning rate, which may be lower than `known`, and all trials.
 
     Raises:
         TrainingError: Every rate diverged.

@@ -7,7 +7,7 @@ other blocks differ little compared with the total.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from dualform.models.cost.machine import Machine
@@ -387,6 +387,18 @@ def memory_of(
     if more:
         needed["fold"] = more
     return needed
+
+
+def largest_training(works: Iterable[Work]) -> tuple[int, int]:
+    """Tokens of the largest forward pass with gradients, and tokens in its loss; zeros without training."""
+    steps = [
+        step
+        for work in works
+        for _, step in work.steps + work.overhead
+        if isinstance(step, Training | BatchTraining) and step.backward_tokens
+    ]
+    tokens = max((int(step.tokens) for step in steps), default=0)
+    return tokens, max((step.learned for step in steps), default=0)
 
 
 def compared_with_machine(costs: Costs, memory: dict[str, int], *, trains: bool, divided: bool) -> MemoryEstimate:

@@ -83,6 +83,10 @@ def train_at_best_rate(
             continue
         report(1.0)
         return RateSearch(adapted, rate, (*diverged, _untested(name, seed, rate, adapted, "finished")))
+    if len(grid) == 1:
+        raise TrainingError(
+            f"{name}, seed {seed}: training diverged at the learning rate {known:g}. Give a lower one with {option}."
+        )
     raise TrainingError(
         f"{name}, seed {seed}: training diverged at the rate chosen on the first seed ({known:g}) and at every lower "
         f"rate of the grid. Give lower rates with {option} ({name})."

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dualform.errors import ConfigError
+from dualform.errors import ConfigError, ContextError, TrainingError
 from dualform.result import Result
 from dualform.studies.advice.config import AdviceConfig, advice_config
 from dualform.studies.advice.page import render
@@ -151,7 +151,7 @@ def test_larger_budgets_than_the_train_split_are_left_out_with_a_note():
         ({"budgets": ()}, "labels"),
         ({"budgets": (4, 4)}, "must be different numbers"),
         ({"learners": ("zsl",)}, "at least two"),
-        ({"balanced": True}, "balanced true needs the labels of the whole train split"),
+        ({"balanced": True}, "balanced demonstrations need the labels of the whole train split"),
     ],
 )
 def test_settings_that_give_no_advice_are_refused(given: dict[str, Any], words: str):
@@ -169,6 +169,27 @@ def test_a_plan_has_every_learner_that_the_run_has(tmp_path: Path):
     names = {part.name for part in plan.parts}
     assert {"zsl", "icl", "icl_batch", "lora", "embedding", "tfidf", "reading queries"} <= names
     assert plan.notes == ()
+
+
+def test_a_learner_whose_training_diverges_is_left_out_with_the_reason():
+    advice, answers = run(small_task(), learners=("zsl", "icl", "ft"), rates=(1e30,), budgets=(4,))
+    assert advice.advice is not None
+    assert set(advice.advice.curves) == {"zsl", "icl"}
+    assert any(warning.startswith("Left out: ft: ") for warning in advice.warnings)
+    assert set(answers["learner"].to_pylist()) == {"zsl", "icl"}
+    with pytest.raises(TrainingError, match="Too few learners could be adapted"):
+        run(small_task(), learners=("icl", "ft"), rates=(1e30,), budgets=(4,))
+
+
+def test_a_labelled_text_that_is_longer_than_the_context_is_refused():
+    task = small_task()
+    first = draw_demonstrations(task, 6, 1).rows[5]
+    train = tuple(
+        dataclasses.replace(example, fields={"text": "and so on " * 80}) if example.row == first else example
+        for example in task.split("train")
+    )
+    with pytest.raises(ContextError, match=r"1 query does not fit the context of \d+ tokens"):
+        run(dataclasses.replace(task, splits={**task.splits, "train": train}), context=60)
 
 
 def test_one_draw_and_one_budget_are_enough():

@@ -88,8 +88,3 @@ def test_every_trial_is_scored_inside_the_budget():
     # Six labels, each predicted once.
     assert all(trial.validation_accuracy is not None for trial in trials)
     assert all((6 * trial.validation_accuracy) % 1 == pytest.approx(0, abs=1e-9) for trial in trials)  # type: ignore[operator]
-
-
-def test_balanced_demonstrations_are_said_to_need_more_labels():
-    result = run(small_task(), balanced=True).result
-    assert any("labels of the whole train split" in warning for warning in result.warnings)

@@ -62,7 +62,10 @@ class AdviceConfig(LearnersConfig):
         if budgets is not None and (not budgets or len(set(budgets)) != len(budgets) or min(budgets) < 1):
             problems.append(f"labels {list(budgets)} must be different numbers from 1 on, at least one")
         if self.balanced:
-            problems.append("balanced true needs the labels of the whole train split, which no budget counts")
+            problems.append(
+                "balanced demonstrations need the labels of the whole train split, which no budget counts: draw them "
+                "with balanced false"
+            )
         if len(self.learners) < 2:
             problems.append(f"learners {list(self.learners)}: advice needs at least two to compare")
         return problems

@@ -9,7 +9,7 @@ from dualform.studies.advice.config import AdviceConfig
 from dualform.studies.advice.run import of_budget, set_up
 from dualform.studies.advice.work import CellWork
 from dualform.studies.plan import Plan, PricedPart
-from dualform.studies.plan_costs import memory_of
+from dualform.studies.plan_costs import largest_training, memory_of
 from dualform.studies.planning import estimated_memory, merged, planned_model, prices, surrounding_parts
 
 
@@ -32,14 +32,14 @@ def plan(config: AdviceConfig, machine: Machine) -> Plan:
     # Learners that use no demonstrations are read once.
     parts += [costs.part(part) for number, cell in enumerate(cells) for part in cell.parts(unchanged=number == 0)]
     encoded = [cell.drawn.encoded_labelled for cell in cells]
-    lengths = [len(ids) for each in encoded for ids in each.sequences]
+    longest, learned = largest_training(learner.work(cell.context) for learner in learners for cell in cells)
     memory = memory_of(
         costs,
         base=machine.base,
         prefix=max(len(each.prefix) for each in encoded),
         queries=experiment.queries,
-        longest_training=max(lengths, default=0),
-        learned=max(lengths, default=1) - 1,
+        longest_training=longest,
+        learned=learned,
         learners=len(learners),
         recorded=False,
         trains=trains,

@@ -14,39 +14,42 @@ RESAMPLES = 400
 """Bootstrap resamples behind a probability."""
 HALVES = 100
 """Random halves of the queries behind a regret."""
-NEIGHBOUR = 0.5
-"""Weight of each neighbouring budget, relative to the budget itself."""
+REACH = 2.0
+"""Doublings of the number of labels beyond which another budget has no weight; at one doubling it has half."""
 
 
-def smoothed(accuracies: Tensor) -> Tensor:
-    """Accuracies averaged with those of the neighbouring budgets.
+def smoothed(accuracies: Tensor, budgets: Sequence[int]) -> Tensor:
+    """Accuracies averaged with those of neighbouring budgets.
 
     Args:
-        accuracies: `(..., budget)`, ascending budgets.
+        accuracies: `(..., budget)`.
+        budgets: Numbers of labels, ascending.
 
     Returns:
-        The same shape: each budget with weight 1, its neighbours with `NEIGHBOUR`; at the ends there is one.
+        The same shape: each budget with weight 1, others with a weight that falls linearly with the number of
+        doublings between the two, to 0 at `REACH`.
     """
-    n = accuracies.shape[-1]
-    weights = torch.eye(n, dtype=accuracies.dtype)
-    weights += NEIGHBOUR * (torch.diag(torch.ones(n - 1), 1) + torch.diag(torch.ones(n - 1), -1)).to(weights)
+    doublings = torch.tensor(budgets, dtype=accuracies.dtype).log2()
+    weights = (1 - (doublings[:, None] - doublings).abs() / REACH).clamp(min=0)
     return accuracies @ (weights / weights.sum(1, keepdim=True)).T
 
 
-def best_learners(right: Tensor) -> Tensor:
+def best_learners(right: Tensor, budgets: Sequence[int]) -> Tensor:
     """Index of the learner with the highest smoothed accuracy for each budget, `(budget,)`; the first in a tie.
 
     Args:
-        right: 1 for a right answer, else 0, `(learner, budget, seed, example)`.
+        right: 1.0 for a right answer, else 0.0, `(learner, budget, seed, example)`.
+        budgets: Numbers of labels, ascending.
     """
-    return smoothed(right.mean((2, 3))).argmax(0)
+    return smoothed(right.mean((2, 3)), budgets).argmax(0)
 
 
-def probability_of_best(right: Tensor, chosen: Tensor, seed: int = 0) -> Tensor:
+def probability_of_best(right: Tensor, budgets: Sequence[int], chosen: Tensor, seed: int = 0) -> Tensor:
     """Share of bootstrap resamples in which no other learner has a higher smoothed accuracy, `(budget,)`.
 
     Args:
         right: As in `best_learners`. Draws and queries are resampled independently, the same for all learners.
+        budgets: Numbers of labels, ascending.
         chosen: The learner of each budget, `(budget,)`.
         seed: Seed of the resamples.
     """
@@ -56,12 +59,12 @@ def probability_of_best(right: Tensor, chosen: Tensor, seed: int = 0) -> Tensor:
     for _ in range(RESAMPLES):
         seeds = torch.randint(n_seeds, (n_seeds,), generator=generator)
         examples = torch.randint(n_examples, (n_examples,), generator=generator)
-        means = smoothed(right[:, :, seeds][..., examples].mean((2, 3)))
+        means = smoothed(right[:, :, seeds][..., examples].mean((2, 3)), budgets)
         wins += (means.gather(0, chosen[None])[0] >= means.max(0).values).double()
     return wins / RESAMPLES
 
 
-def regrets(right: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+def regrets(right: Tensor, budgets: Sequence[int], seed: int = 0) -> tuple[Tensor, Tensor]:
     """Accuracy lost by following the advice, and by always using one learner.
 
     The queries are divided at random. One half gives the advice; on the other half, the loss is the accuracy of its
@@ -69,6 +72,7 @@ def regrets(right: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
 
     Args:
         right: As in `best_learners`, with at least two examples.
+        budgets: Numbers of labels, ascending.
         seed: Seed of the divisions.
 
     Returns:
@@ -82,7 +86,7 @@ def regrets(right: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
         order = torch.randperm(n, generator=generator)
         first, second = right[..., order[: n // 2]], right[..., order[n // 2 :]].mean((2, 3))
         best = second.max(0).values
-        advised += best - second.gather(0, best_learners(first)[None])[0]
+        advised += best - second.gather(0, best_learners(first, budgets)[None])[0]
         always += best - second
     return advised / HALVES, always / HALVES
 
@@ -98,12 +102,13 @@ def break_even(
         training: The same for learners that train.
 
     Returns:
-        The best learner of each kind over all budgets; the first budget from which on the mean accuracy of training is
-        at least that of prompting; and the same for training's mean minus its standard deviation over draws and
-        prompting's mean plus its own. None if there is no such budget, or, for the second, with one draw.
+        The best learner of each kind with the largest budget; the first budget from which on the mean accuracy of
+        training is at least that of prompting; and the same for training's mean minus its standard deviation over draws
+        and prompting's mean plus its own. None if there is no such budget, or, for the second, with one draw.
     """
-    prompt = max(prompting, key=lambda name: float(prompting[name].mean()))
-    trained = max(training, key=lambda name: float(training[name].mean()))
+    # The best with the most labels, where the question is decided.
+    prompt = max(prompting, key=lambda name: float(prompting[name][-1].mean()))
+    trained = max(training, key=lambda name: float(training[name][-1].mean()))
     first, second = prompting[prompt], training[trained]
     means = second.mean(1) >= first.mean(1)
     spread = torch.zeros(len(budgets), dtype=torch.bool)

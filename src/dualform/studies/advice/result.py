@@ -56,9 +56,9 @@ class BreakEven(Record):
     """The number of labels from which training beats prompting."""
 
     prompting: str
-    """The learner that is the best prompt over all budgets."""
+    """The prompting learner that is the most accurate with the largest budget."""
     training: str
-    """The learner that is the best training over all budgets."""
+    """The training learner that is the most accurate with the largest budget."""
     labels: int | None
     """The smallest budget from which on training is at least as accurate at every larger budget; None if there is
     none."""

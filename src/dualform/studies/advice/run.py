@@ -1,7 +1,7 @@
 """Runs every learner with every budget of labels, on several draws."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from dualform.errors import ConfigError
+from dualform.errors import ConfigError, NumericalError, TrainingError, first_line
 from dualform.learners.adapted import Adapted
 from dualform.learners.base import LEARNERS, AdaptationContext, AnswersFromReadings
 from dualform.learners.reading_cache import CachedModel, ReadingCache
@@ -31,7 +31,7 @@ from dualform.tasks.task import Task
 
 @dataclass(frozen=True)
 class AdviceCell:
-    """All learners with one draw of one budget of labels."""
+    """All learners with one draw of one budget of labels; stored as one piece."""
 
     seed: int
     budget: int
@@ -47,6 +47,8 @@ class AdviceCell:
     """Learner -> the numbers of a `LabelCount`."""
     trials: list[dict[str, Any]] = field(default_factory=list)
     """The learning rates tried, as JSON values of `Trial`."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Learner that could not be adapted -> the reason, such as a training that diverged."""
 
     def to_piece(self, inputs: str) -> Piece:
         """The cell as a piece for the store."""
@@ -58,6 +60,7 @@ class AdviceCell:
             "costs": self.costs,
             "labels": self.labels,
             "trials": self.trials,
+            "failed": self.failed,
         }
         return Piece(cell_name(self.seed, self.budget), inputs, self.tables, about)
 
@@ -66,6 +69,11 @@ class AdviceCell:
         """The cell from its piece."""
         about = dict(piece.about)
         return cls(tables=piece.tensors, **{**about, "rows": tuple(about["rows"])})
+
+
+def without_learners(cell: AdviceCell, names: Collection[str]) -> AdviceCell:
+    """The cell without the answers of some learners."""
+    return replace(cell, tables={name: table for name, table in cell.tables.items() if name not in names})
 
 
 def cell_name(seed: int, budget: int) -> str:
@@ -122,7 +130,11 @@ def advise(
                 cell = AdviceCell.from_piece(piece)
                 progress.advance(amounts[seed, budget], f"{cell_name(seed, budget)}: finished earlier")
             cells.append(cell)
-    description = TaskDescription.of(experiment, notes)
+    failed = {name: f"{name}: {reason}" for cell in cells for name, reason in cell.failed.items()}
+    cells = [without_learners(cell, failed) for cell in cells]
+    if len(cells[0].tables) < 2:
+        raise TrainingError(f"Too few learners could be adapted to compare them. {' '.join(failed.values())}")
+    description = TaskDescription.of(experiment, (*notes, *(f"Left out: {reason}" for reason in failed.values())))
     result = summarise(config, experiment, description, cells, budgets, seconds=time.perf_counter() - start)
     rows = (
         AnswerRows({"seed": cell.seed, "labels": cell.budget, "learner": name}, experiment.examples, table)
@@ -138,8 +150,8 @@ def set_up(
     """The experiment with the largest budget, all budgets, and notes on what was left out.
 
     Raises:
-        ConfigError: No budget fits the train split, or fewer than two learners can be run.
-        ModelError: A learner that was requested by name cannot be run.
+        ConfigError: No budget fits the train split; a learner that was requested by name cannot be run; or fewer than
+            two learners can be run.
     """
     n_train = len(task.demonstration_pool)
     budgets = config.budgets_of(n_train)
@@ -184,18 +196,25 @@ def _compute(
     adapted: dict[str, Adapted] = {}
     costs: dict[str, dict[str, float]] = {}
     trials: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
     for name in config.learners:
         learner = LEARNERS[name]
         doing = f"{cell_name(seed, budget)}: {name}"
         advance = LearnerProgress(progress, passes(work.adapting(name)), doing)
         context = AdaptationContext(experiment, drawn, report=advance)
         start = time.perf_counter()
-        if learner.grid is None:
-            adapted[name] = learner.adapt(context)
-        else:
-            search = train_learner(experiment, learner, context, None)
-            adapted[name] = search.best
-            trials += [trial.model_dump(mode="json") for trial in search.trials]
+        try:
+            if learner.grid is None:
+                adapted[name] = learner.adapt(context)
+            else:
+                search = train_learner(experiment, learner, context, None)
+                adapted[name] = search.best
+                trials += [trial.model_dump(mode="json") for trial in search.trials]
+        except NumericalError as error:
+            # The other learners are still worth comparing.
+            failed[name] = first_line(error)
+            advance(1.0 - advance.share)
+            continue
         if not learner.uses_demonstrations:
             adapted[name] = CachedModel(adapted[name], memory, experiment.encoder.opening)
         advance(1.0 - advance.share)
@@ -216,6 +235,7 @@ def _compute(
         costs=costs,
         labels={name: label_counts(count_labels(experiment, LEARNERS[name], drawn)) for name in adapted},
         trials=trials,
+        failed=failed,
     )
 
 

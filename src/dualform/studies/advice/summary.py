@@ -10,8 +10,8 @@ from dualform.learners.base import LEARNERS
 from dualform.result import Estimate, LabelCount, Trial
 from dualform.studies.advice import recommend
 from dualform.studies.advice.config import AdviceConfig
-from dualform.studies.advice.result import Advice, AdviceResult, BreakEven, AdvicePoint, Recommendation
-from dualform.studies.common_warnings import few_seeds
+from dualform.studies.advice.result import Advice, AdvicePoint, AdviceResult, BreakEven, Recommendation
+from dualform.studies.common_warnings import few_seeds, low_precision
 from dualform.studies.experiment import Experiment
 from dualform.studies.facts import TaskDescription, demonstration_report, environment, model_facts, task_result
 from dualform.studies.statistics import Statistics, counted_once
@@ -79,7 +79,7 @@ def summarise(
         description,
         model={**model_facts(experiment.lm)},
         environment=environment(experiment.lm.device, seconds),
-        warnings=few_seeds(len(config.seeds)),
+        warnings=_warnings(config, advice),
         demonstrations=demonstration_report(
             experiment.config.k, {cell.seed: (cell.rows[: cell.n_shown], 0) for cell in largest}
         ),
@@ -133,9 +133,9 @@ def _recommendations(
 ) -> list[Recommendation]:
     """The recommended learner of each budget."""
     stacked = torch.stack([right[name] for name in names])
-    chosen = recommend.best_learners(stacked)
-    probabilities = recommend.probability_of_best(stacked, chosen)
-    losses = recommend.regrets(stacked) if stacked.shape[3] > 1 else None
+    chosen = recommend.best_learners(stacked, budgets)
+    probabilities = recommend.probability_of_best(stacked, budgets, chosen)
+    losses = recommend.regrets(stacked, budgets) if stacked.shape[3] > 1 else None
     recommendations = []
     for place, budget in enumerate(budgets):
         best = names[int(chosen[place])]
@@ -143,7 +143,7 @@ def _recommendations(
             name: stats.difference(right[best][place] - right[name][place]) for name in names if name != best
         }
         prompting = [name for name in names if prompts(name) and name != best]
-        as_good = [name for name, each in differences.items() if not _is_above_zero(each)]
+        as_good = [name for name, each in differences.items() if _is_as_good(each)]
         over = None
         if prompting and not prompts(best):
             top = max(prompting, key=lambda name: float(right[name][place].mean()))
@@ -165,9 +165,24 @@ def _recommendations(
     return recommendations
 
 
-def _is_above_zero(difference: Estimate) -> bool:
+def _is_as_good(difference: Estimate) -> bool:
+    """Whether a difference of accuracies is known not to be significantly above 0."""
     low = difference.ci95[0]
-    return low is not None and low > 0
+    return difference.mean == 0 if low is None else low <= 0
+
+
+def _warnings(config: AdviceConfig, advice: Advice) -> list[str]:
+    """What to consider before relying on the advice."""
+    warnings = [*few_seeds(len(config.seeds)), *low_precision(config.dtype)]
+    last = advice.recommendations[-1]
+    over = advice.curves[last.learner][-1].accuracy.over_majority
+    low = None if over is None else over.ci95[0]
+    if low is None or low <= 0:
+        warnings.append(
+            f"With {last.labels} labels, the recommended learner is not significantly more accurate than always giving "
+            "the most frequent label."
+        )
+    return warnings
 
 
 def _break_even(budgets: Sequence[int], right: dict[str, Tensor]) -> BreakEven | None:

@@ -19,7 +19,8 @@ def headlines(result: AdviceResult) -> list[str]:
         return []
     sentences = [recommendation_sentence(advice), _accuracy_sentence(advice)]
     if advice.break_even is not None:
-        sentences.append(break_even_sentence(advice.break_even, advice.budgets))
+        one_draw = advice.curves[advice.break_even.training][0].spread is None
+        sentences.append(break_even_sentence(advice.break_even, advice.budgets, one_draw=one_draw))
     if (sentence := regret_sentence(advice)) is not None:
         sentences.append(sentence)
     return sentences
@@ -57,12 +58,21 @@ def _accuracy_sentence(advice: Advice) -> str:
     )
 
 
-def break_even_sentence(even: BreakEven, budgets: Sequence[int]) -> str:
-    """From how many labels on training beats prompting."""
+def break_even_sentence(even: BreakEven, budgets: Sequence[int], *, one_draw: bool = False) -> str:
+    """From how many labels on training beats prompting.
+
+    Args:
+        even: The break-even.
+        budgets: Numbers of labels, ascending.
+        one_draw: Whether there is only one draw, so that no standard deviation is known.
+    """
     pair = f"{learner_noun(even.training)} is at least as accurate as {learner_noun(even.prompting)}"
     if even.labels is None:
-        return f"Up to {budgets[-1]} labels, {learner_noun(even.prompting)} stays ahead of every learner that trains."
+        ahead = f"{learner_noun(even.prompting)} is more accurate than {learner_noun(even.training)}"
+        return f"With {plural(budgets[-1], 'label')}, {ahead}, the best learner of those that train."
     start = f"{capital(pair)} from {plural(even.labels, 'label')} on"
+    if one_draw:
+        return f"{start}."
     if even.labels_with_spread is None:
         return f"{start}, but at no budget does it stay ahead if both are one standard deviation over draws off."
     if even.labels_with_spread == even.labels:

@@ -3,7 +3,7 @@
 import time
 from dataclasses import replace
 
-from dualform.learners.base import LEARNERS
+from dualform.learners.base import LEARNERS, AdaptationContext
 from dualform.models.cost.machine import Machine
 from dualform.models.cost.work import WorkPart, short_forwards
 from dualform.studies.comparison.config import ComparisonConfig
@@ -12,7 +12,7 @@ from dualform.studies.comparison.work import SeedWork
 from dualform.studies.controls import CONTROLS
 from dualform.studies.experiment import DemonstrationSet, Experiment
 from dualform.studies.plan import Plan, PricedPart
-from dualform.studies.plan_costs import Costs, memory_of
+from dualform.studies.plan_costs import Costs, largest_training, memory_of
 from dualform.studies.planning import estimated_memory, merged, planned_model, prices, surrounding_parts
 
 
@@ -32,8 +32,10 @@ def plan(config: ComparisonConfig, machine: Machine) -> Plan:
     parts.append(PricedPart("finding out what the model allows", costs.cost(short_forwards(_checks(config)))))
     parts += [costs.part(part) for part in _seeds(experiment, drawn)]
     longest = max(drawn.values(), key=lambda each: len(each.encoded.prefix))
-    sequences = [len(ids) for each in drawn.values() for ids in each.encoded.sequences]
-    learned = max((n - 1 for n in sequences), default=0)
+    contexts = [AdaptationContext(experiment, each) for each in drawn.values()]
+    longest_training, learned = largest_training(
+        LEARNERS[name].work(context) for name in config.learners for context in contexts
+    )
     inside = config.compares_inside
     repeats = int(config.repeats_finetuning)
     deltas = 2 + repeats + sum(CONTROLS[name].kept_changes(config) for name in config.controls)
@@ -42,8 +44,8 @@ def plan(config: ComparisonConfig, machine: Machine) -> Plan:
         base=machine.base,
         prefix=len(longest.encoded.prefix),
         queries=experiment.queries,
-        longest_training=max(sequences, default=0),
-        learned=learned if config.loss_on == "all" else max(longest.encoded.n_answer_tokens, default=0),
+        longest_training=longest_training,
+        learned=learned,
         learners=len(config.learners) + (1 if config.controls or repeats else 0),
         recorded=inside,
         trains=trains,

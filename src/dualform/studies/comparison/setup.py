@@ -98,11 +98,6 @@ def set_up(
     config = config.model_copy(update={"learners": learners, "controls": controls})
     paper = task.paper_split if config.preset == "dai2023" else None
     experiment = Experiment.of(config, lm, task, report_split=paper, select_on=config.select_on)
-    if config.labels is not None and config.balanced:
-        notes.append(
-            f"Balanced demonstrations were drawn by the labels of the whole train split, so more than {config.labels} "
-            "labels were read. Draw them with --shuffled to read no others."
-        )
     if config.select_on == "report":
         notes.append(
             "Learning rates were chosen on the reported queries, as in the paper, so FT's accuracy is biased upwards."
