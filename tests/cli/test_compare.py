@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from dualform.schema_versions import RESULT_SCHEMA
 from dualform.studies.comparison.config import CHEAP_CONTROLS, read_config
 from dualform.studies.controls import CONTROLS
 from tests.cli.conftest import QUICK, SMALL, Done, numbers, result_of
@@ -74,7 +75,7 @@ def test_the_result_begins_as_promised(main_job: Any) -> None:
     result = result_of(folder)
 
     assert list(result)[:5] == ["schema", "dualform", "study", "config", "environment"]
-    assert result["schema"] == 2
+    assert result["schema"] == RESULT_SCHEMA
     assert result["study"] == "comparison"
     assert result["config"] == yaml.safe_load((folder / "config.yaml").read_text())
     assert {"python", "torch", "transformers", "device", "threads", "seconds"} <= result["environment"].keys()
@@ -370,4 +371,4 @@ def test_a_json_run_prints_the_file_and_nothing_else(dualform: Command, out: Pat
     done = dualform("compare", "gpt2", "tickets.csv", *QUICK, "--json", "--out", out)
 
     assert done.out == (out / "result.json").read_text()
-    assert json.loads(done.out)["schema"] == 2
+    assert json.loads(done.out)["schema"] == RESULT_SCHEMA

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dualform.runs.store import RunFolder
+from dualform.schema_versions import RESULT_SCHEMA
 from dualform.studies.pieces import Piece
 from dualform.studies.stability import run as stability
 from dualform.studies.stability.config import StabilityConfig
@@ -66,7 +67,7 @@ def test_the_result_holds_every_number_that_was_promised(main_job: Any) -> None:
     result = result_of(folder)
 
     assert list(result)[:5] == ["schema", "dualform", "study", "config", "environment"]
-    assert (result["schema"], result["study"]) == (2, "stability")
+    assert (result["schema"], result["study"]) == (RESULT_SCHEMA, "stability")
     # Smallest first: the tiny llama has fewer parameters.
     assert list(result["stability"]["models"]) == ["llama", "gpt2"]
     for model in result["stability"]["models"].values():

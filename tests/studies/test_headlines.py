@@ -9,6 +9,7 @@ from dualform.result import Result
 from dualform.runs.sweep_words import sweep_headlines, sweep_notes, sweep_verdict
 from dualform.studies.study import study_of_result
 from dualform.sweep_result import SweepResult
+from tests.report.example_advice import example_advice
 from tests.report.example_folding import example_folding
 from tests.report.example_laboratory import example_laboratory
 from tests.report.example_momentum import example_momentum
@@ -18,6 +19,7 @@ from tests.report.example_stability import example_stability, one_model
 from tests.report.example_sweep import empty_sweep, example_sweep, mixed_sweep, sweep_over_k
 
 RESULTS = {
+    "advice": example_advice,
     "comparison": example_result,
     "older comparison": old_result,
     "folding": example_folding,
@@ -28,6 +30,7 @@ RESULTS = {
     "stability of one model": one_model,
 }
 CAUTIONS = {
+    "advice": "the advice loses",
     "comparison": "has collapsed into one class",
     "older comparison": "does not show that ICL and finetuning learn the same thing",
     "folding": "its accuracy is biased upwards",

@@ -12,6 +12,7 @@ from dualform.errors import ConfigError
 from dualform.result import Result
 from dualform.studies.pages import render_page
 from dualform.studies.study import STUDIES, View
+from tests.report.example_advice import example_advice
 from tests.report.example_folding import example_folding
 from tests.report.example_laboratory import example_laboratory
 from tests.report.example_momentum import example_momentum
@@ -22,6 +23,7 @@ from tests.report.parsed_page import ATTACKS, Page
 from tests.studies.comparison.test_page import attacked_result
 
 EXAMPLES = {
+    "advice": example_advice,
     "comparison": example_result,
     "stability": example_stability,
     "selection": example_selection,

@@ -157,7 +157,7 @@ def test_learners_keep_one_colour_and_no_two_share_one():
     assert len({style.colour for style in LEARNERS}) == len(LEARNERS)
     chart = accuracy_chart(example_result())
     assert chart is not None
-    assert all(style.colour in chart.to_json() for style in LEARNERS)
+    assert all(learner_style(key).colour in chart.to_json() for key in example_result().accuracy)
     assert learner_style("mezo") == learner_style("mezo")
 
 

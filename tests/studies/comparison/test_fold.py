@@ -111,10 +111,10 @@ def test_the_fold_compared_with_itself_has_similarity_one(prose: str, monkeypatc
     # Finetuning replaced by the fold: the two must have similarity 1.
     run = train_learner
 
-    def folded(experiment: Any, learner: Any, context: Any, *rest: Any) -> Any:
+    def folded(experiment: Any, learner: Any, context: Any, *rest: Any, **options: Any) -> Any:
         fold = make_fold(experiment, context.drawn, experiment.config.fold)
         assert isinstance(fold.adapted, AdaptedModel)
-        return dataclasses.replace(run(experiment, learner, context, *rest), best=fold.adapted)
+        return dataclasses.replace(run(experiment, learner, context, *rest, **options), best=fold.adapted)
 
     monkeypatch.setattr(one_seed, "train_learner", folded)
     result = compare(config(prose, seeds=(1,)), lm=small_lm("llama"), task=small_task()).result
