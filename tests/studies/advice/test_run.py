@@ -185,11 +185,11 @@ def test_a_labelled_text_that_is_longer_than_the_context_is_refused():
     task = small_task()
     first = draw_demonstrations(task, 6, 1).rows[5]
     train = tuple(
-        dataclasses.replace(example, fields={"text": "and so on " * 80}) if example.row == first else example
+        dataclasses.replace(example, fields={"text": "and so on " * 120}) if example.row == first else example
         for example in task.split("train")
     )
     with pytest.raises(ContextError, match=r"1 query does not fit the context of \d+ tokens"):
-        run(dataclasses.replace(task, splits={**task.splits, "train": train}), context=60)
+        run(dataclasses.replace(task, splits={**task.splits, "train": train}), context=200)
 
 
 def test_one_draw_and_one_budget_are_enough():
