@@ -7,7 +7,9 @@ import torch
 from dualform.errors import ModelError
 from dualform.models.editing.adapters import LoraTraining
 from dualform.models.editing.edit import applied
-from dualform.models.structure.anatomy import Anatomy
+from dualform.models.structure.anatomy import Anatomy, is_linear
+from dualform.models.structure.tying import tied_linears
+from tests.families import tiny_family
 from tests.models.editing.test_edit import IDS, Snapshot, train
 from tests.models.reference import BY_NAME, wrapped
 from tests.tiny import FAMILIES, tiny_model
@@ -58,6 +60,26 @@ class TestEveryFamily:
             assert delta.delta.shape == model.get_parameter(delta.parameter).shape
             # float32: whatever is below a millionth of the largest singular value is rounding.
             assert torch.linalg.matrix_rank(delta.delta, rtol=1e-5) == 3
+
+
+# Families whose linears peft replaces or refuses by name where it knows the family.
+@pytest.mark.parametrize("family", ["deepseek_v3", "glm4_moe", "qwen3_next", "falcon_h1", "nemotron_h"])
+def test_all_linears_are_adapted_in_families_that_peft_treats_differently(family: str):
+    model = tiny_family(family)
+    tied = tied_linears(model)
+    linears = {
+        name
+        for name, module in model.named_modules()
+        if is_linear(module) and module is not model.get_output_embeddings() and tied.get(name, (name,))[0] == name
+    }
+    before = Snapshot(model)
+    with LoraTraining(model, Anatomy((), False), 2, 0, targets="all-linear") as training:
+        train(model, training, torch.optim.AdamW(training.parameters, lr=0.05))
+        trained, deltas = model(IDS).logits, training.deltas()
+    before.assert_restored(model)
+    assert {delta.parameter for delta in deltas} == {f"{name}.weight" for name in linears}
+    with applied(model, deltas):
+        torch.testing.assert_close(model(IDS).logits, trained, rtol=1e-4, atol=1e-4)
 
 
 def test_the_seed_decides_where_the_adapters_start():

@@ -2,7 +2,7 @@
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -103,15 +103,19 @@ class LoraTraining:
             r=self._rank,
             lora_alpha=self._alpha,
             lora_dropout=self._dropout,
-            target_modules=self._all_names,
+            target_modules=[f"model.{name}" for name in self._all_names],
             fan_in_fan_out=transposed,
         )
+        # Of a model with a configuration, peft replaces or refuses some of the modules named, by their names and the
+        # model's family. Here they are the very linears that were found.
+        holder = nn.Module()
+        holder.add_module("model", self._model)
         try:
             with torch.random.fork_rng(), warnings.catch_warnings(), without_library_warnings():
                 torch.manual_seed(self._seed)
                 # peft warns about saving adapters, but none are saved here.
                 warnings.simplefilter("ignore")
-                self._peft = get_peft_model(self._model, config)
+                self._peft = get_peft_model(cast(PreTrainedModel, holder), config)
             self._share_adapters()
         except BaseException:
             self.__exit__()
