@@ -200,7 +200,7 @@ class ContextualCalibration(CalibratedLearner):
         return contextual_calibration(log_probabilities, reference)
 
 
-class DomainCalibration(CalibratedLearner):
+class DomainCalibration(ContextualCalibration):
     """Answers divided by those to random words of the task (arXiv:2305.19148): 20 texts of average length.
 
     The words are drawn from the texts of the train split that are not labelled examples.
@@ -215,10 +215,6 @@ class DomainCalibration(CalibratedLearner):
     def references(self, context: AdaptationContext) -> tuple[Query, ...]:
         """Texts of random words."""
         return random_queries(context)
-
-    def calibrate(self, log_probabilities: Tensor, reference: Tensor) -> Tensor:
-        """Divide by the mean probability."""
-        return contextual_calibration(log_probabilities, reference)
 
 
 class BatchCalibration(CalibratedLearner):

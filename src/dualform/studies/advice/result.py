@@ -15,7 +15,8 @@ class AdvicePoint(Record):
     spread: Number
     """Standard deviation of accuracy over draws, in [0, 1]; None with one draw."""
     log_loss: Number
-    """Mean negative log-probability of the right answer among all answers, nats; None if some has probability 0."""
+    """Mean negative log-probability of the right answer among all answers, nats; a probability below 2.2e-16 counts as
+    that."""
     used: LabelCount
     """The labels that it used of these."""
     adapt_seconds: Number

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from dualform.errors import ConfigError, NumericalError, TrainingError, first_line
 from dualform.learners.adapted import Adapted
-from dualform.learners.base import LEARNERS, AdaptationContext, AnswersFromReadings
+from dualform.learners.base import LEARNERS, AdaptationContext
 from dualform.learners.reading_cache import CachedModel, ReadingCache
-from dualform.models.reading.language_model import WITHOUT_WEIGHTS, LanguageModel, Readings
+from dualform.models.reading.language_model import WITHOUT_WEIGHTS, LanguageModel
 from dualform.models.reading.ordinary import ordinary_torch
 from dualform.progress import Progress
 from dualform.studies.advice.config import AdviceConfig
@@ -25,6 +25,7 @@ from dualform.studies.experiment import DemonstrationSet, Experiment, digest, qu
 from dualform.studies.facts import TaskDescription
 from dualform.studies.learner_training import LearnerProgress, count_labels, label_counts, refused, train_learner
 from dualform.studies.pieces import Piece, PieceStore
+from dualform.studies.reading_together import read_together
 from dualform.studies.study import StudyContext, StudyOutput
 from dualform.tasks.task import Task
 
@@ -248,22 +249,10 @@ def _read(
     tables = {name: torch.full((len(queries), width), -torch.inf, dtype=torch.float64) for name in adapted}
     seconds = dict.fromkeys(adapted, 0.0)
     for indices in experiment.lm.groups(queries):
-        readings: dict[str, Readings] = {}
-        spent: dict[str, float] = {}
-        for name, model in adapted.items():
-            start = time.perf_counter()
-            source = LEARNERS[name].answers_from
-            if source in readings:
-                readings[name] = cast(AnswersFromReadings, model).answer(readings[source])
-                # The other learner's reading is part of what an answer takes.
-                start -= spent[source]
-            else:
-                readings[name] = model.read_group(queries, indices)
-            spent[name] = time.perf_counter() - start
-            if isinstance(model, CachedModel):
-                spent[name] += model.spared
-            seconds[name] += spent[name]
-            table = readings[name].log_probabilities.double().cpu()
+        reading = read_together(adapted, lambda name, model, group=indices: model.read_group(queries, group))
+        for name, readings, spent in reading:
+            seconds[name] += spent
+            table = readings.log_probabilities.double().cpu()
             tables[name][list(indices), : table.shape[1]] = table
             progress.advance(work.reading(name, indices).passes, f"{where}: reading queries")
     return tables, seconds

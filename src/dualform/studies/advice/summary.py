@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dualform.learners.base import LEARNERS
+from dualform.ops.classification import log_loss
 from dualform.result import Estimate, LabelCount, Trial
 from dualform.studies.advice import recommend
 from dualform.studies.advice.config import AdviceConfig
@@ -100,7 +101,6 @@ def _point(
     """A learner's numbers with one budget, from its answers `(seed, example, answer)`."""
     right = (table.argmax(2) == labels).double()
     by_draw = counted_once(name, right).mean(1)
-    probabilities = table.log_softmax(2).gather(2, labels.expand(len(table), -1)[..., None])
 
     def mean(field: str) -> float:
         return sum(cell.costs[name][field] for cell in cells) / len(cells)
@@ -109,7 +109,7 @@ def _point(
         labels=budget,
         accuracy=stats.accuracy(name, table.argmax(2), labels, description.task.label_words),
         spread=float(by_draw.std()) if len(by_draw) > 1 else None,
-        log_loss=-float(probabilities.mean()),
+        log_loss=float(log_loss(table, labels).nanmean()),
         used=LabelCount(**{field: max(cell.labels[name][field] for cell in cells) for field in cells[0].labels[name]}),
         adapt_seconds=mean("adapt_seconds"),
         adapt_flops=mean("adapt_flops"),

@@ -3,14 +3,12 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from dualform.learners.adapted import Adapted, AdaptedModel
-from dualform.learners.base import LEARNERS, AnswersFromReadings
-from dualform.learners.reading_cache import CachedModel
+from dualform.learners.base import LEARNERS
 from dualform.models.reading.capture import Recording
 from dualform.models.reading.language_model import NO_RECORDING, Readings
 from dualform.progress import Progress
@@ -20,6 +18,7 @@ from dualform.studies.comparison.controls import PreparedControls
 from dualform.studies.comparison.repeated import FinetuningRepeat, repeat_measures
 from dualform.studies.comparison.work import SeedWork, controlled_queries, query_groups
 from dualform.studies.experiment import Experiment
+from dualform.studies.reading_together import read_together
 from dualform.studies.sides import (
     DemonstrationTokens,
     PromptedSide,
@@ -81,23 +80,15 @@ def read_queries(
     n_controlled = len(controlled_queries(experiment))
     for indices, controlled in query_groups(experiment):
         readings: dict[str, Readings] = {}
-        spent: dict[str, float] = {}
-        for name, model in adapted.items():
-            start = time.perf_counter()
-            source = LEARNERS[name].answers_from
-            if source in readings:
-                # This learner answers from the readings of another one.
-                readings[name] = cast(AnswersFromReadings, model).answer(readings[source])
-                start -= spent[source]
-            else:
-                readings[name] = model.read_group(
-                    experiment.queries, indices, recording.get(name, NO_RECORDING), experiment.config.probe
-                )
-            spent[name] = time.perf_counter() - start
-            if isinstance(model, CachedModel):
-                spent[name] += model.spared
-            read.seconds[name] += spent[name]
-            table = readings[name].log_probabilities.double().cpu()
+
+        def read_group(name: str, model: Adapted, group: Sequence[int] = indices) -> Readings:
+            want = recording.get(name, NO_RECORDING)
+            return model.read_group(experiment.queries, group, want, experiment.config.probe)
+
+        for name, reading, seconds in read_together(adapted, read_group):
+            readings[name] = reading
+            read.seconds[name] += seconds
+            table = reading.log_probabilities.double().cpu()
             read.answers[name][list(indices), : table.shape[1]] = table
             progress.advance(work.reading(name, indices).passes, f"seed {seed}: reading queries")
         repeat: Readings | None = None
