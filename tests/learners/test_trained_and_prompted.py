@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from dualform.errors import ModelError
 from dualform.learners.adapted import answer_log_probabilities
 from dualform.learners.base import LEARNERS, AdaptationContext
 from dualform.learners.trained_and_prompted import leave_one_out
@@ -98,3 +99,9 @@ def test_a_class_that_never_occurs_is_no_obstacle_and_the_seed_decides_everythin
     assert numbers(results[0]) == numbers(results[1])
     assert set(results[0].accuracy) >= {"zsl", "icl", *TRAINED}
     assert all(results[0].labels[name].total == 1 for name in TRAINED)
+
+
+def test_the_one_pass_recipe_is_refused_for_training_at_test_time():
+    config = small_config(learners=("icl", "ttt"), controls=(), lora={"recipe": "one-pass"})
+    with pytest.raises(ModelError, match="the recipe one-pass cannot be used: leave out ttt"):
+        LEARNERS["ttt"].check(small_lm("llama"), config)

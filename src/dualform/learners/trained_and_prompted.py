@@ -5,6 +5,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
+from dualform.errors import ModelError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.learners.base import AdaptationContext, Learner, Setup
 from dualform.learners.batch_trained import BatchTrained
@@ -78,7 +79,9 @@ class TestTimeTrainingLearner(Learner):
         return _prompted(self, self._method(context).adapt(context.lm, leave_one_out(context)), context)
 
     def check(self, lm: LanguageModel, config: Any) -> None:
-        """As for LoRA."""
+        """As for LoRA, with the recipe practised."""
+        if config.lora.recipe == "one-pass":
+            raise ModelError("it trains in epochs, so the recipe one-pass cannot be used: leave out ttt, or the recipe")
         LORA.check(lm, config)
 
     def prefix_length(self, context: AdaptationContext) -> int:

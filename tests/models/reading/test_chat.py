@@ -370,7 +370,7 @@ class TestTexts:
         queries = [encoder.query(example) for example in task.split("test")]
         own = max(n_tokens(query) for query in queries)
         context = len(encoder.demonstrations(drawn.truncated(4)).prefix) + own
-        with pytest.warns(UserWarning, match="every learner gets the first 4"):
+        with pytest.warns(UserWarning, match="the prompt has the first 4"):
             kept = encoder.truncate_to_context(drawn, queries, context)
         assert kept.k_effective == 4
         with pytest.raises(ContextError, match="leaves room for"):

@@ -249,10 +249,10 @@ class TestTruncateToContext:
             room = context - 1 - longest
             words = (
                 rf"10 demonstrations take {lengths[10] - 1} tokens, but a context of {context} leaves room for {room} "
-                rf"next to the longest query: every learner gets the first {k} \(seed 3\)"
+                rf"next to the longest query: the prompt has the first {k} \(seed 3\)"
             )
             for spare in (0, lengths[k + 1] - lengths[k] - 1):
-                with pytest.warns(UserWarning, match=words if spare == 0 else f"every learner gets the first {k} "):
+                with pytest.warns(UserWarning, match=words if spare == 0 else f"the prompt has the first {k} "):
                     fitted = encoder.truncate_to_context(chosen, queries, context + spare)
                 assert fitted.k_effective == k
                 assert fitted.k_requested == 10
@@ -290,7 +290,7 @@ class TestTruncateToContext:
         )
         with pytest.raises(ContextError, match=words):
             encoder.truncate_to_context(chosen, queries, context)
-        with pytest.warns(UserWarning, match="every learner gets the first 1 "):
+        with pytest.warns(UserWarning, match="the prompt has the first 1 "):
             assert encoder.truncate_to_context(chosen, queries, context + 1).k_effective == 1
 
     def test_texts_differ_in_length_as_the_tests_above_need(self, lm):

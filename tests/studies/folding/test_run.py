@@ -426,7 +426,7 @@ def test_demonstrations_that_do_not_fit_are_reported(prose: str) -> None:
     longest = max(query.width() for query in experiment.queries)
     room = max(len(experiment.draw(seed).encoded.prefix) for seed in (1, 2)) + longest - 25
     requested = config(prose, axes=("k",), ks=(8,), context=room)
-    with pytest.warns(UserWarning, match="every learner gets the first"):
+    with pytest.warns(UserWarning, match="the prompt has the first"):
         result = run(requested).result
 
     note = at(result, "k", "8").note

@@ -735,7 +735,7 @@ def test_untouched_queries_that_do_not_fit_are_reported_before_any_work() -> Non
         for example in task.split("report")
     )
     long = dataclasses.replace(task, splits={**task.splits, "report": split})
-    with pytest.warns(UserWarning, match="every learner gets the first"):
+    with pytest.warns(UserWarning, match="the prompt has the first"):
         done = run(long, seeds=(1,), rates=(1e-2,), orders=1, context=200)
 
     assert done.result.demonstrations is not None

@@ -207,7 +207,7 @@ class Encoder:
         if k < len(lengths):
             warnings.warn(
                 f"{len(lengths)} demonstrations take {sum(lengths)} tokens, but a context of {context} leaves room for "
-                f"{room} next to the longest query: every learner gets the first {k} (seed {demonstrations.seed})",
+                f"{room} next to the longest query: the prompt has the first {k} (seed {demonstrations.seed})",
                 stacklevel=2,
             )
         return demonstrations.truncated(k)
