@@ -425,13 +425,23 @@ def test_a_later_seed_on_which_the_chosen_rate_gives_no_numbers_takes_the_next_l
     assert later == [(1e-2, "diverged"), (0.0, "finished")]
 
 
-def test_a_later_seed_on_which_every_rate_diverges_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finetuned, "Finetuned", diverging_above(0.0, from_adaptation=2))
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [
+        ((1e-2,), r"ft, seed 2: training diverged at the learning rate 0\.01\. Give a lower one with --rates"),
+        (
+            (1e-3, 1e-2),
+            r"ft, seed 2: training diverged at the rate chosen on the first seed \(0\.0\d+\) and at every lower rate",
+        ),
+    ],
+)
+def test_a_later_seed_on_which_every_rate_diverges_is_an_error(
+    rates: tuple[float, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetuned, "Finetuned", diverging_above(0.0, from_adaptation=len(rates) + 1))
 
-    with pytest.raises(
-        TrainingError, match=r"ft, seed 2: training diverged at the rate chosen on the first seed \(0\.01\)"
-    ):
-        compare(small_config(), lm=small_lm(), task=small_task())
+    with pytest.raises(TrainingError, match=message):
+        compare(small_config(rates=rates), lm=small_lm(), task=small_task())
 
 
 def test_demonstrations_that_do_not_fit_are_left_out_for_all_learners() -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from dualform.errors import ConfigError, NumericalError, TrainingError, first_li
 from dualform.learners.adapted import Adapted
 from dualform.learners.base import LEARNERS, AdaptationContext
 from dualform.learners.reading_cache import CachedModel, ReadingCache
-from dualform.models.reading.language_model import WITHOUT_WEIGHTS, LanguageModel
+from dualform.models.reading.language_model import WITHOUT_WEIGHTS, LanguageModel, Readings
 from dualform.models.reading.ordinary import ordinary_torch
 from dualform.progress import Progress
 from dualform.studies.advice.config import AdviceConfig
@@ -240,6 +241,10 @@ def _compute(
     )
 
 
+def _read_group(queries: Sequence[Any], indices: Sequence[int], _: str, adapted: Adapted) -> Readings:
+    return adapted.read_group(queries, indices)
+
+
 def _read(
     experiment: Experiment[AdviceConfig], adapted: dict[str, Adapted], work: CellWork, progress: Progress, where: str
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -249,8 +254,7 @@ def _read(
     tables = {name: torch.full((len(queries), width), -torch.inf, dtype=torch.float64) for name in adapted}
     seconds = dict.fromkeys(adapted, 0.0)
     for indices in experiment.lm.groups(queries):
-        reading = read_together(adapted, lambda name, model, group=indices: model.read_group(queries, group))
-        for name, readings, spent in reading:
+        for name, readings, spent in read_together(adapted, partial(_read_group, queries, indices)):
             seconds[name] += spent
             table = readings.log_probabilities.double().cpu()
             tables[name][list(indices), : table.shape[1]] = table
