@@ -29,7 +29,8 @@ class Setting:
     default: Any
     option: Option
     names: tuple[str, ...]
-    """Names of the option; empty for a positional argument."""
+    """Names of the option on the command line, such as `("-k", "--k")`; messages use the last. Empty for a positional
+    argument, and for a setting that is given by `option.single` only."""
     kind: Any
     """Type of the option's value, for typer."""
     read: Callable[[Any], Any]
@@ -86,7 +87,7 @@ def refuse_unread(config: type[BaseModel], settings: dict[str, Any]) -> None:
     """Check that the given settings of a fold are used by its method.
 
     Args:
-        config: The study's configuration class, for the names of the options.
+        config: The study's configuration class; messages name the options of its fields.
         settings: The given settings.
 
     Raises:

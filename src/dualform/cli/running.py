@@ -56,15 +56,23 @@ def run_study(
     default: Path,
     kept: str,
 ) -> None:
-    """Run a study, write its folder and print the result.
+    """Run a study, write its results and page to a folder, and print a summary.
+
+    With `dualform plan` the study is only planned, and nothing is run or written.
 
     Args:
-        name: Name of the study.
+        name: Name of the study in `STUDIES`, such as `compare`.
         config: Settings of the study.
-        options: The folder, and how the result is printed.
-        task: The task, if it has already been loaded.
+        options: The options that the user gave for the folder, the form of the output, and trackers.
+        task: The task, if it has already been loaded; None to load it when the study needs it.
         default: Folder to use without `--out`; if it holds the result of other settings, a digest is added to its name.
-        kept: Plural noun for the finished pieces, for a message.
+        kept: What the study stores as it goes, as a plural noun such as `seeds`. If the user interrupts the run, a
+            message says that the finished ones are kept.
+
+    Raises:
+        DualformError: A mistake of the user, or a file that cannot be written. Folders created for this run are removed
+            again if nothing but a log was written to them.
+        KeyboardInterrupt: The user interrupted the run.
     """
     if only_planned(config):
         return

@@ -1,4 +1,8 @@
-"""Attention of each setting to demonstration tokens, and the rank correlation of the two (Kendall's tau).
+"""Attention of ICL and of FT to demonstration tokens, and the rank correlation of the two (Kendall's tau).
+
+ICL attends to the demonstrations in its prompt. FT has none in its prompt; its attention to a training token is the
+inner product of the attention queries at that token during training and at the probe. The probe is the one token of the
+query example at which activations are compared: by default the last token of the prompt, which predicts the label.
 
 In exact arithmetic, softmax keeps the order of its inputs. But scores summed over heads differ by hundreds of nats, so
 all but a few masses underflow to exactly 0, which gives thousands of false ties. Rank correlations are therefore

@@ -91,12 +91,19 @@ class NormalEquations:
             self._y += weight * y.sum(0, dtype=torch.float64)
 
     def solve(self, strength: float) -> RidgeFit:
-        """Minimise the weighted squared error plus `strength * s * ||W||^2`, s the inputs' mean sum of squares.
+        """The fit with the least weighted squared error plus the penalty `strength * s * ||W||^2`.
 
-        With an intercept s is taken around the inputs' mean, and the intercept itself is not penalised.
+        Here s is the weighted sum of squares of an input, averaged over the inputs' dimensions. With an intercept the
+        squares are taken around the inputs' mean, and the intercept itself is not penalised.
+
+        Args:
+            strength: Factor of the penalty, at least 0. With 0 and inputs that do not vary in some direction, the
+                solution of least norm is returned.
 
         Raises:
-            ConfigError: No rows were added, or the strength is negative.
+            ConfigError: No rows were added, or the strength is negative or NaN.
+            NumericalError: The solution is not finite or is not a fit, because rounding errors dominate: the inputs are
+                too strongly correlated for this strength.
         """
         if not strength >= 0:
             raise ConfigError(f"ridge strength {strength} must be 0 or more")

@@ -103,7 +103,8 @@ class Cell:
     n: int | None = None
     """Number of values that the mean is taken over."""
     override: str | None = None
-    """Text to display instead of the value, such as `3 of 4` or `never`; the data frame keeps the value."""
+    """Text to display instead of the formatted value wherever the table is shown, such as `3 of 4` or `never`; the
+    data frame keeps the value. None to format the value by `kind`."""
     short: str | None = None
     """Shorter text to display on the terminal instead of the value."""
     shown_interval: str | None = None

@@ -348,16 +348,22 @@ class CellStore:
         return claims.stale_heartbeat(self._storage, _digest(key))
 
     def claim(self, key: CellKey | str, stale_heartbeat: str = "") -> CellClaim | None:
-        """Claim a cell for this process; None if a live owner holds it.
+        """Claim a cell, so that no other process computes it at the same time.
 
-        Another process may have finished the cell just before, so call `find` again afterwards.
+        The owner of a claim is the process that made it. It renews the claim's heartbeat regularly. If it has stopped
+        for long enough, a call by any process takes the claim over.
 
         Args:
-            key: Key of the cell.
-            stale_heartbeat: Result of `stale_heartbeat` in another process.
+            key: Key of the cell, or its digest.
+            stale_heartbeat: What `stale_heartbeat` returned in another process: an owner that still has this heartbeat
+                counts as dead at once. Empty to judge by what this process observes.
+
+        Returns:
+            The claim, to be released when the cell is stored; None while a live owner, which may be this process, holds
+            one. Call `find` again after claiming, because the previous owner may have finished the cell.
 
         Raises:
-            StorageError: No space or no permission.
+            StorageError: The claim could not be written: no space or no permission.
         """
         return claims.take(self._storage, _digest(key), stale_heartbeat)
 
@@ -395,10 +401,16 @@ class CellStore:
                 yield error
 
     def drop(self, key: CellKey | str) -> None:
-        """Remove a cell, whether it is finished, failed or damaged. Processes that read it will find it damaged.
+        """Delete a cell with all its files and pieces, whether it is finished, failed or damaged.
+
+        It then counts as not computed. A process that is reading the cell at this moment gets `DamagedCell`. Claims are
+        not released. Nothing happens if there is no such cell.
+
+        Args:
+            key: Key of the cell, or its digest.
 
         Raises:
-            StorageError: No permission.
+            StorageError: No permission to delete.
         """
         folder = _folder(_digest(key))
         with self._storage.lock(_digest(key)[:2]):

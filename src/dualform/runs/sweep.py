@@ -1,7 +1,17 @@
 """The driver of a sweep: submits the cells that are not in the store to an engine, and records the cells that fail.
 
-`engines` run the cells and `worker` computes them. The driver can be killed at any time: its state is in the store, so
-running the same sweep again resumes it.
+- A cell is the unit that is computed and stored: one demonstration seed of a study that runs seed by seed, a whole
+  study otherwise, or the combination of a group's seeds.
+- A group is all cells that differ only in their seed: one study of one model and task with one set of options. It has
+  one result. If each seed is a cell, a further cell combines them into the result.
+- The store keeps finished cells under a hash of everything that determines them, see `cell_store`. Several sweeps can
+  share one, and none computes a cell that is already in it.
+- A cell's status is `waiting` (not submitted yet), `running` (submitted to the engine), `elsewhere` (another sweep is
+  computing it), `finished` (computed by this sweep), `reused` (found in the store) or `failed` (it raised an error, its
+  worker died too often, or a cell that it needs failed).
+
+`engines` run the cells in worker processes and `worker` computes them. The driver can be killed at any time: its state
+is in the store, so running the same sweep again resumes it.
 """
 
 import os
@@ -34,13 +44,16 @@ _QUEUED_PER_WORKER = 4
 
 @dataclass
 class CellState:
-    """State of one cell."""
+    """State of one cell, see the top of this module."""
 
     cell: GroupCell
     status: Status = "waiting"
     seconds: float | None = None
+    """Time that the worker took to compute it; None unless this sweep has computed it."""
     failure: CellFailure | None = None
+    """Why it failed; None unless it did."""
     attempts: int = 0
+    """How many times it was submitted."""
     next_check: float = 0.0
     """When to check the store again while another sweep computes the cell."""
     stale_heartbeat: str = ""

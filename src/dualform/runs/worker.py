@@ -1,4 +1,9 @@
-"""Computes one cell of a sweep in a worker, which keeps its model and zero-shot readings between cells."""
+"""Computes one cell of a sweep in a worker process.
+
+The worker keeps its model between cells, and the model's zero-shot readings: what the model computed for queries
+without demonstrations, which is the same in all cells of one task. `sweep` explains cells, and `cell_store` how they
+are stored.
+"""
 
 import contextlib
 import io
@@ -34,9 +39,11 @@ from dualform.tasks.digest import task_digest
 from dualform.tasks.task import Task
 
 OUTCOME, RESULT, EXAMPLES, ATTENTION = "outcome.safetensors", "result.json", "examples.parquet", "attention.json"
+"""Names of a cell's files: the tensors of one seed, or the result of a study with its answers and attention."""
 ENVIRONMENT = "env:"
+"""Prefix of `CellRequest.store` if the URL is in an environment variable, whose name follows."""
 ELSEWHERE = "elsewhere"
-"""Fact that reports that another process is computing the cell."""
+"""Key in the return value of `perform`: another process is computing the cell."""
 
 
 class CellRequest(BaseModel):
@@ -49,11 +56,13 @@ class CellRequest(BaseModel):
     identity: dict[str, Any]
     """Identity of the cell, see `CellKey`."""
     study: str
+    """Name of the study in `STUDIES`."""
     settings: dict[str, Any]
     """The study's configuration, with all seeds."""
     seed: int | None
+    """The seed to compute; None for a cell that runs the whole study, or that combines finished seeds."""
     pieces: dict[str, dict[str, Any]]
-    """Name of a piece -> identity of the cell that holds it."""
+    """Name of a piece, such as `seed 3` -> identity of the cell that holds it; empty unless each seed is a cell."""
     folder: str
     """Folder to which relative paths refer, if it exists on the worker's machine."""
     facts: dict[str, Any]
@@ -71,7 +80,8 @@ def perform(payload: dict[str, Any]) -> dict[str, Any]:
         payload: A `CellRequest`.
 
     Returns:
-        `seconds` and `reused`; or only `elsewhere` if another process is computing the cell.
+        `reused`, whether the cell was already in the store, and if not, the `seconds` to compute it. Only `elsewhere`
+        if another process is computing the cell.
 
     Raises:
         DualformError: A user's mistake.
@@ -174,15 +184,18 @@ class CellPieces:
 
 
 class StorePieces:
-    """Pieces of a study that runs seed by seed: each seed in its own cell, others with the cell that is computed.
+    """Pieces of a study that runs seed by seed.
+
+    The piece of a seed is stored as a cell of its own. All other pieces belong to the cell that is being computed, see
+    `CellPieces`.
 
     Args:
         store: Store of the cells.
-        key: Key of the cell that is computed.
-        keys: Name of a piece -> key of its cell.
+        key: Key of the cell that is being computed.
+        keys: Name of a seed's piece, such as `seed 3` -> key of its cell.
         facts: Facts to store with the cells.
-        current: Name of the piece that is computed. It is not stored but kept as `current_piece`, because its cell is
-            written later, together with its facts.
+        current: Name of the piece that this cell will hold; None for a cell that combines seeds. `put` does not store
+            it but keeps it as `current_piece`, because the cell is written later, together with its facts.
     """
 
     def __init__(
@@ -239,8 +252,10 @@ class _LoadedModel:
     """The model that this process has loaded, with its cached readings."""
 
     settings: dict[str, Any]
+    """Name, digest and loading settings; a cell with the same ones reuses the model."""
     lm: LanguageModel
     memory: ReadingCache
+    """Cached zero-shot readings."""
     task: str | None = None
     """Digest of the task whose readings are cached."""
 
@@ -258,6 +273,7 @@ _LOADING_SETTINGS = (
     "offload_folder",
     "quantize",
 )
+"""Fields of a configuration that affect how a model is loaded."""
 
 
 class _ReusedModels:
@@ -351,7 +367,7 @@ def _files(result: Result, table: pa.Table, attention: AttentionRecord | None = 
 
 
 def _facts(result: Result) -> dict[str, Any]:
-    """The facts of a cell: names of the learners and all means, without intervals."""
+    """Facts to store with a cell: names of the learners, and means of accuracy and of similarity, without intervals."""
     means = {
         name.replace("/", "."): value
         for name, value in numbers_of(result).items()

@@ -1,4 +1,8 @@
-"""Every learner compared with in-context learning: agreement, recovered gain and break-even."""
+"""Every learner compared with in-context learning (ICL): agreement, recovered gain and break-even.
+
+Agreement is the share of queries that both answer in the same way, the recovered gain the share of ICL's gain over
+zero-shot that the learner reaches, and break-even the number of queries from which on the learner is cheaper.
+"""
 
 from collections.abc import Mapping
 
@@ -43,14 +47,15 @@ def against_icl(
 
 
 def expected_agreement(first: Tensor, second: Tensor) -> float:
-    """The agreement of two learners expected by chance, from how often each gives each answer.
+    """The agreement of two learners that answer independently, each with its own frequency of every answer.
 
     Args:
         first: Answers of one learner, `(seed, example)`.
         second: Answers of the other, of the same shape.
 
     Returns:
-        Sum over answers of the product of both shares, in [0, 1], averaged over seeds.
+        In [0, 1]: for each seed, the sum over answers of the share of queries for which the first learner gives the
+        answer times that of the second; then the mean over seeds.
 
     Source:
         Cohen, A coefficient of agreement for nominal scales, 1960.
@@ -61,7 +66,15 @@ def expected_agreement(first: Tensor, second: Tensor) -> float:
 
 
 def kappa(first: Tensor, second: Tensor) -> float | None:
-    """Cohen's kappa, at most 1; None where the agreement expected by chance is already 1."""
+    """Cohen's kappa of two learners: their agreement beyond chance, divided by the largest possible one.
+
+    Args:
+        first: Answers of one learner, `(seed, example)`.
+        second: Answers of the other, of the same shape.
+
+    Returns:
+        At most 1; 0 for the agreement expected by chance, see `expected_agreement`; None where that is already 1.
+    """
     agreement, expected = float((first == second).double().mean()), expected_agreement(first, second)
     return None if expected >= 1 else (agreement - expected) / (1 - expected)
 
@@ -76,9 +89,11 @@ def recovered(right: Tensor, zsl: Tensor, icl: Tensor, stats: Statistics) -> Est
         stats: Computes the interval.
 
     Returns:
-        A ratio of totals; its mean is None where ICL gained nothing. It has no interval where ICL and zero-shot differ
-        in fewer than `FEWEST_FOR_INTERVAL` answers, nor where the 95 % interval of the gain reaches 0: resamples
-        without a gain have no share, and an interval over the others alone would be biased.
+        The learner's gain in right answers, divided by ICL's, over all seeds and queries; 1 for the same gain. The mean
+        is None where ICL gained nothing. There is no interval where fewer than `FEWEST_FOR_INTERVAL` queries are
+        answered correctly by only one of ICL and zero-shot, nor where the 95 % interval of ICL's gain reaches 0: the
+        ratio has no meaning in bootstrap resamples without a gain, and an interval over the others alone would be
+        biased.
     """
     columns = torch.stack([right - zsl, icl - zsl], dim=-1)
     totals = columns.flatten(0, 1).sum(0)
@@ -93,15 +108,18 @@ def recovered(right: Tensor, zsl: Tensor, icl: Tensor, stats: Statistics) -> Est
 
 
 def break_even(learner: Cost, icl: Cost, *, cached: bool) -> float | None:
-    """Queries after which a learner has taken fewer operations than prompting, without its search for a learning rate.
+    """Number of queries after which a learner has taken fewer operations (FLOPs) than ICL.
+
+    The search for a learning rate is not counted.
 
     Args:
         learner: Cost of the learner, which adapts once and then answers.
         icl: Cost of ICL.
-        cached: Whether ICL caches the keys and values of its demonstrations, or reads them with every query.
+        cached: True if ICL reads its demonstrations once and caches their keys and values; False if it reads them again
+            with every query.
 
     Returns:
-        0 where the learner is cheaper from the first query on; None where it never is, or a cost is unknown.
+        0 where the learner is cheaper from the first query; None where it never becomes cheaper or a cost is not known.
     """
     query, icl_query = (cost.kept_flops if cached else cost.flops for cost in (learner, icl))
     start = learner.adapt_flops

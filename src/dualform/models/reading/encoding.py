@@ -64,6 +64,9 @@ class Encoder:
     Raises:
         LabelWordError: Two label words become the same tokens, or one becomes no token or an unknown or special token.
         ConfigError: The opening cannot be used; or `chat` is `on`, and the tokenizer has no chat template.
+        TaskError: The task has no separator and the model no end-of-sequence token to use instead; or, in a chat, the
+            template of the task contains a special token. Methods raise it for an example whose prompt becomes no
+            token, and for one whose text the chat template alters.
         ModelError: A text contains a token without a row in the embedding. All methods may raise it.
     """
 

@@ -1,4 +1,4 @@
-"""Untrained copies of a model, a control for what a measure shows about the architecture alone."""
+"""Untrained copies of a model: a measure that is as high in them depends on the architecture, not on training."""
 
 import copy
 from dataclasses import replace
@@ -22,8 +22,10 @@ def untrained(lm: LanguageModel, *, seed: int, keep_embeddings: bool = False) ->
             weights, including norms and projections next to the embeddings.
 
     Returns:
-        The model, probed and checked like any other, with the tokenizer, dtype and device of `lm`. It uses the route of
-        `lm` if that passes the self-check, because with such small weights an incorrect route might pass, too.
+        The model with the tokenizer, dtype and device of `lm`, after the same probes and self-check as any other model,
+        see `LanguageModel.wrap`. If possible it uses the route of `lm` (the way in which several queries are
+        computed in one forward) and not a faster one that `lm` refused: with weights as small as these, the error of an
+        incorrect route might be too small for the self-check to find.
 
     Raises:
         ModelError: The config does not describe the model's weights, or the model is divided over several devices or
@@ -76,6 +78,7 @@ def _initialise(trained: PreTrainedModel, seed: int) -> PreTrainedModel:
 
 
 def _copy_embeddings(lm: LanguageModel, model: PreTrainedModel) -> None:
+    """Copy the embeddings of tokens and positions and the output head of `lm` into `model`."""
     attention = tuple(f"{layer.attention}." for layer in lm.anatomy.layers)
     head = lm.model.get_output_embeddings()
     with torch.no_grad():

@@ -39,7 +39,20 @@ START = (
 
 
 class LocalEngine:
-    """Processes of this machine that share its cores."""
+    """Processes of this machine that share its cores.
+
+    Args:
+        workers: Number of processes. None for as many as the GPUs allow if workers need GPUs, else
+            the default of `share_cores`.
+        threads: Threads of each process; None to divide the cores equally.
+        options: GPUs for each worker and the folder for logs; other options are ignored.
+        perform: The function that runs a job, as `module:function`. It takes the job's payload and returns a dictionary
+            that can be written as JSON.
+
+    Raises:
+        ConfigError: The workers need more GPUs than this machine has.
+        StorageError: The folder for logs cannot be written to.
+    """
 
     name = "local"
 

@@ -201,16 +201,23 @@ def prepare(
     known: dict[str, float],
     report: Callable[[str, bool], None],
 ) -> PreparedControls:
-    """Make all controls of the settings for one seed.
+    """Make all controls that the settings name, for one seed.
+
+    A control that cannot be made is left out, with a note that gives the reason.
 
     Args:
         experiment: Model, task and settings.
         drawn: The seed's demonstrations.
         icl: The prompted model.
         ft: The finetuned model.
-        rate: FT's learning rate, which its stand-ins share.
-        known: Learning rates that an earlier seed chose for stand-ins with a rate of their own; others are searched.
-        report: Called before and after a control is made, with its name and whether it has been made.
+        rate: Learning rate of `ft`, used to train all stand-ins for FT that do not search for a rate of their own.
+        known: Control -> learning rate that an earlier seed chose for it. A control that trains at a rate of its own
+            and is not listed searches for one.
+        report: Called twice for each control, with its name and a flag: False before it is made, True afterwards, also
+            if it could not be made.
+
+    Returns:
+        The controls, the learning rates that were chosen for them, the trials of these searches, and the notes.
     """
     builder = ControlBuilder(experiment, drawn, icl, ft, rate, known)
     controls: list[ReadyControl] = []
@@ -353,7 +360,18 @@ class ControlBuilder:
         return experiment.encode(others.demonstrations.truncated(self.demonstrations.k_effective))
 
     def finetuned(self, name: str, encoded: EncodedDemonstrations) -> AdaptedModel:
-        """The model finetuned at FT's rate; if that diverges, at the next lower rate, with a note."""
+        """The model finetuned on the given demonstrations at FT's learning rate.
+
+        If training diverges at that rate, lower rates of the grid are tried, highest first, and a note gives the rate
+        used.
+
+        Args:
+            name: Name of the control, for notes and messages.
+            encoded: The demonstrations to train on.
+
+        Raises:
+            TrainingError: Training diverged at every rate.
+        """
         search = self._search(name, lambda rate: self._finetune(rate, self.experiment.lm, encoded), self.rate)
         self._note_lower_rate(name, search)
         return search.best
@@ -377,7 +395,7 @@ class ControlBuilder:
         self.trials += [trial.model_copy(update={"learner": name}) for trial in search.trials]
         return search.best
 
-    def sweep(self) -> Iterator[StandIn]:
+    def at_every_rate(self) -> Iterator[StandIn]:
         """FT at each rate of the grid, lowest first, until training diverges."""
         for rate in sorted(self.experiment.config.rates):
             name = f"{RATE}{rate:g}"
@@ -438,7 +456,7 @@ def _pairs(control: ControlFacts) -> tuple[ControlPair, ...]:
 
 
 RATE = "rate:"
-"""Prefix of the names of the sweep's controls; the learning rate follows."""
+"""Prefix of the names of the controls of `ControlBuilder.at_every_rate`; the learning rate follows."""
 
 
 def length_task(demonstrations: Demonstrations, task: Task) -> tuple[Task, Demonstrations]:

@@ -243,11 +243,11 @@ class LayerCausalControl(VariantControl):
 
 @dataclass(frozen=True, kw_only=True)
 class RatesControl(Control):
-    """FT at every rate of the grid, reported as a sweep."""
+    """FT at every learning rate of the grid, each rate reported as a control of its own."""
 
     def make(self, builder: ControlBuilder) -> Iterable[ReadyControl]:
         """One stand-in for each learning rate, until training diverges."""
-        yield from builder.sweep()
+        yield from builder.at_every_rate()
 
     def work(self, about: ControlWork) -> ControlPlan:
         """Training at each rate except FT's own, and reading at each rate."""

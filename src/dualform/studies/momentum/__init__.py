@@ -1,4 +1,4 @@
-"""Momentum: models with momentum attention next to vanilla ones."""
+"""Momentum: models with momentum attention compared with models without it."""
 
 from dualform.studies.study import View, lazy, study_in
 

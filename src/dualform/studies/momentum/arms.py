@@ -1,4 +1,4 @@
-"""How each arm of a comparison of momentum is made from a vanilla model."""
+"""Changes a newly initialised model to the attention of an arm of the comparison, see `config.Arm`."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from dualform.studies.momentum.config import LINEAR, Arm
 
 
 def prepare_for(arm: Arm) -> Callable[[PreTrainedModel], None] | None:
-    """A function that gives a new model the attention of an arm; None for vanilla."""
+    """A function that gives a new model the attention of an arm; None for `vanilla`, which changes nothing."""
 
     def prepare(model: PreTrainedModel) -> None:
         eta = arm.eta or 0.0

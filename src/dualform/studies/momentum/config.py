@@ -1,4 +1,9 @@
-"""Settings of a comparison of momentum attention with vanilla, checked before anything is trained."""
+"""Settings of a comparison of momentum attention with ordinary attention, checked before anything is trained.
+
+Momentum attention adds to each head's output a sum of past values, in which the weight of a value shrinks by the factor
+eta with each further token. An arm of the comparison is one kind of attention, for which one model is trained for each
+seed; `vanilla` is the arm without momentum.
+"""
 
 import math
 import re
@@ -38,10 +43,11 @@ LINEAR: tuple[ArmKind, ...] = ("linear", "linear-momentum", "heavy-ball", "neste
 
 @dataclass(frozen=True)
 class Arm:
-    """A kind of attention with its decay."""
+    """A kind of attention with which models are trained: `vanilla` (no momentum), or one that is compared with it."""
 
     kind: ArmKind
     eta: float | None = None
+    """Decay of momentum for each token, in (0, 1); None for kinds without one."""
 
     @property
     def name(self) -> str:

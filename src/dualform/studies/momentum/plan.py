@@ -1,4 +1,8 @@
-"""Cost of a comparison of momentum with vanilla: tokenising, training, validation, evaluation.
+"""Cost of comparing momentum attention with ordinary attention: tokenising, training, validation, evaluation.
+
+A comparison trains one model from scratch for each seed and each arm. An arm is one kind of attention: `vanilla`, which
+is ordinary attention without momentum, or one that is compared with it, such as momentum attention with a given eta.
+Eta is the factor by which the weight of a past value shrinks with each further token, see `ops.momentum`.
 
 Training on in-context regression is sampled like that of the laboratory (`studies.sampling`). Its operations do not
 include the linear solves of exact predictors, which torch does not count.
@@ -94,7 +98,15 @@ def plan_training(
     *,
     eta: float = 0.0,
 ) -> Plan:
-    """Estimated cost of training one model from scratch with `momentum train`."""
+    """Estimated cost of training one model from scratch with `momentum train`.
+
+    Args:
+        recipe: Size of the model and settings of its training.
+        corpus: Text files or data set to train on.
+        validation: Text for validation losses during training; empty for none.
+        machine: Measured speed and memory of this machine.
+        eta: Decay of momentum for each token; 0 trains without momentum.
+    """
     costs = _costs(recipe, machine)
     texts = {"train": _sample_text(find_source(corpus, split="train"), recipe.vocab_size)}
     if validation:
@@ -106,7 +118,10 @@ def plan_training(
 
 
 def plan(config: MomentumConfig, machine: Machine) -> Plan:
-    """Estimated cost of a comparison of arms. Arms other than vanilla are counted with twice the cost of attention."""
+    """Estimated cost of a comparison of all arms and seeds.
+
+    Each arm other than `vanilla` is counted with twice the cost of attention.
+    """
     recipe = config.recipe_of(config.seeds[0])
     costs = _costs(recipe, machine)
     named = {"train": config.corpus, "validation": config.validation, "test": config.test}
@@ -208,8 +223,8 @@ def _pretrained_parts(config: MomentumConfig, lm: LanguageModel, costs: Costs) -
     if config.pretrained_steps:
         runs = len(config.seeds)
         seconds += _tokens_and_seconds(lm, find_source(config.corpus))[1]
-        vanilla, momentum = (FullTraining(WINDOWS_A_STEP, length, WINDOWS_A_STEP, twice) for twice in (False, True))
-        work += (Work.of(vanilla) + Work.of(momentum) * etas) * (runs * config.pretrained_steps)
+        plain, with_momentum = (FullTraining(WINDOWS_A_STEP, length, WINDOWS_A_STEP, twice) for twice in (False, True))
+        work += (Work.of(plain) + Work.of(with_momentum) * etas) * (runs * config.pretrained_steps)
         work += tested * (runs * (1 + etas))
         loads += runs * (1 + etas)
     return [

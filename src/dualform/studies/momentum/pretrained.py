@@ -1,4 +1,8 @@
-"""Momentum in a model that was trained without it: at inference only, and after a short finetune."""
+"""Momentum in a model that was trained without it: at inference only, and after a short finetuning.
+
+Texts are divided into windows, which are runs of consecutive tokens of equal length. Eta is the decay of momentum for
+each token; 0 is the model without momentum.
+"""
 
 import functools
 import hashlib
@@ -29,7 +33,9 @@ from dualform.studies.seed_statistics import over_seeds, paired_difference
 LENGTH = 256
 """Tokens of a window for finetuning and perplexity; fewer if the model has fewer positions."""
 WINDOWS_TESTED = 64
+"""Largest number of windows of the test text."""
 WINDOWS_A_STEP = 2
+"""Windows in each training step."""
 _RATE = 1e-5
 """Learning rate of AdamW for all weights: small, because the model is already trained."""
 
@@ -63,13 +69,16 @@ def put_into(
     pieces: PieceStore,
     advance: Callable[[float, str], None] = lambda amount, doing: None,
 ) -> list[PretrainedMomentum]:
-    """Perplexity on test text with and without momentum, before and after a short finetune on the training text.
+    """Perplexity on test text with and without momentum, before and after a short finetuning on the training text.
 
     Args:
         config: Settings of the comparison.
         name: Name of the model for `load_model`.
-        pieces: Stores the loss of each finished run.
-        advance: Called with the number of steps and a name after each finetune.
+        pieces: Stores each computed loss, so that a killed run can continue.
+        advance: Called after each finetuning with its number of steps and its name, for the progress bar.
+
+    Returns:
+        One record for each eta of the settings.
     """
     lm = load_model(name, device=config.device)
     texts = json.dumps([_test(config).identity(), _corpus(config).identity()])
@@ -79,7 +88,7 @@ def put_into(
 
     @functools.cache
     def corpus() -> Tensor:
-        # More windows than one run reads, so that seeds differ in their windows and not only in the order.
+        # More windows than one finetuning reads, so that seeds differ in their windows and not only in the order.
         return _windows(lm, _corpus(config), 4 * config.pretrained_steps * WINDOWS_A_STEP)
 
     def loss_of(piece_name: str, make: Callable[[], float]) -> float:
@@ -178,11 +187,12 @@ def _windows(lm: LanguageModel, source: TextSource, n: int) -> Tensor:
 
 @torch.no_grad()
 def _loss(lm: LanguageModel, windows: Tensor) -> float:
-    """Mean loss, nats a token."""
+    """Mean loss per predicted token in nats."""
     return sum(float(_nats(lm, window[None])) for window in windows) / (windows[:, 1:].numel())
 
 
 def _nats(lm: LanguageModel, windows: Tensor) -> Tensor:
+    """Summed loss of all predicted tokens in nats."""
     windows = windows.to(lm.device)
     logits = lm.model(input_ids=windows, use_cache=False).logits[:, :-1].flatten(0, 1).float()
     return F.cross_entropy(logits, windows[:, 1:].flatten(), reduction="sum")
@@ -191,7 +201,7 @@ def _nats(lm: LanguageModel, windows: Tensor) -> Tensor:
 def _finetuned_loss(
     config: MomentumConfig, name: str, eta: float, seed: int, corpus: Callable[[], Tensor], test: Tensor
 ) -> float:
-    """Loss on the test windows after a short finetune of all weights, with momentum from the first step on."""
+    """Loss on the test windows after a short finetuning of all weights, with momentum from the first step on."""
     lm = load_model(name, device=config.device)
     if eta:
         apply_momentum(lm.model, eta)

@@ -1,4 +1,9 @@
-"""The schema of a selection study's `result.json`."""
+"""The schema of a selection study's `result.json`.
+
+The study measures how much accuracy and similarity depend on what was chosen, by which accuracy and on which queries. A
+trial is one run of a learner: ICL with one seed and order of the demonstrations, FT with one seed and learning rate. A
+choice takes the seed, order and rate of the best trials.
+"""
 
 from typing import Literal
 
@@ -6,18 +11,18 @@ from dualform.result import Baselines, Estimate, Learner, Measure, Number, Query
 
 
 class ChoiceScore(Record):
-    """The accuracy of one choice's settings for one learner, and the cost of the search."""
+    """For one choice and one learner: the accuracy of the chosen settings, and the cost of the search for them."""
 
     selected: Estimate
     """Accuracy of the chosen settings on the queries by which they were chosen."""
     untouched: Estimate
     """Accuracy of the chosen settings on queries that were not used for any choice."""
     optimism: Estimate
-    """`selected` minus `untouched`; the choice is repeated in every resample for the interval."""
+    """`selected` minus `untouched`. For the interval, the choice is repeated in every bootstrap resample of queries."""
     tokens: Number
-    """Tokens read by the search; a backward pass counts as two forward passes; 0 without a search."""
+    """Tokens read by all trials; a backward pass counts as two forward passes. 0 if nothing was chosen."""
     trials: int
-    """Number of trials compared; 1 without a search."""
+    """Number of trials compared; 1 if nothing was chosen."""
 
 
 class Choice(Record):
@@ -49,12 +54,12 @@ class Selection(Record):
     choices: list[Choice]
     """`none`, then `icl`, `ft` and `both`, each on `validation` and on `report`."""
     similarity_range: dict[Measure, Estimate]
-    """Highest minus lowest value of each measure over the choices, never negative; queries are resampled for the
-    interval, with fixed choices."""
+    """Highest minus lowest value of each measure over the choices, never negative. For the interval, queries are
+    resampled, but the choices are not repeated."""
     n_validation: int
     """Number of validation queries, used for choices only."""
     n_report: int
-    """Number of reported queries, by which choices are also made, as in the paper."""
+    """Number of reported queries. Choices on `report` are made by these same queries, as in the paper."""
     n_untouched: int
     """Number of queries that were not used for any choice."""
     baselines: dict[QuerySet, Baselines] = {}
