@@ -15,6 +15,7 @@ class _Dualform(CommandGroup):
         "sweep": "dualform.cli.sweep:sweep",
         "results": "dualform.cli.results:results",
         "report": "dualform.cli.report:report",
+        "save": "dualform.cli.save:save",
         "push": "dualform.cli.push:push",
         "models": "dualform.cli.listing:models",
         "tasks": "dualform.cli.listing:tasks",

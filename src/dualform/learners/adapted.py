@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dualform.learners.saved_parts import SavedParts
 from dualform.models.cost.shape import ModelShape
 from dualform.models.cost.work import Work
 from dualform.models.editing.edit import WeightDelta, applied
@@ -85,6 +86,10 @@ class AdaptedModel:
         """Read one group of queries with the weight changes applied."""
         with applied(self.lm.model, self.deltas):
             return self.lm.read_group(self.prefix, queries, indices, want, probe)
+
+    def saved_parts(self) -> SavedParts:
+        """See `Saveable`."""
+        return SavedParts(self.n_prefix, self.deltas)
 
 
 class Method(Protocol):

@@ -17,6 +17,7 @@ from dualform.errors import NumericalError
 from dualform.learners.adapted import AdaptationCost, AdaptedModel, answer_log_probabilities
 from dualform.learners.base import AdaptationContext, Learner, Setup
 from dualform.learners.prompting import InContext
+from dualform.learners.saved_parts import SavedParts
 from dualform.learners.words import pieces
 from dualform.models.cost.work import Work, encode, read
 from dualform.models.reading.capture import Recording
@@ -147,6 +148,11 @@ class CalibratedModel:
                 "by it. Use --dtype float32, or other label words."
             )
         return replace(readings, log_probabilities=table)
+
+    def saved_parts(self) -> SavedParts:
+        """See `Saveable`; every calibration here adds a constant to the log-probability of each label."""
+        shift = self.calibrate(torch.zeros(1, self.reference.shape[1], dtype=torch.float64), self.reference)[0]
+        return replace(self.prompted.saved_parts(), shift=shift)
 
 
 class CalibratedLearner(Learner):

@@ -14,6 +14,7 @@ from dualform.learners.base import AdaptationContext, LabelUse, Learner
 from dualform.learners.classifier import class_log_probabilities, fit_standardised
 from dualform.learners.inner_splits import Split, inner_splits
 from dualform.learners.prompting import ZeroShot
+from dualform.learners.saved_parts import SavedParts, linear_head
 from dualform.models.cost.work import Work, encode, read
 from dualform.models.reading.capture import Recording
 from dualform.models.reading.language_model import NO_RECORDING, LanguageModel, Readings
@@ -110,6 +111,13 @@ class EmbeddingModel:
         features = _pooled(readings)[:, self.layer].numpy()
         table = class_log_probabilities(self.classifier, features, self.n_labels, self.only_label)
         return Readings(tuple(indices), table, readings.next_token, readings.hidden, None)
+
+    def saved_parts(self) -> SavedParts:
+        """See `Saveable`."""
+        d_model = self.zero_shot.lm.shape.d_model
+        return SavedParts(
+            self.n_prefix, head=linear_head(self.classifier, "mean", self.only_label, d_model, self.layer)
+        )
 
 
 class EmbeddingLearner(Learner):

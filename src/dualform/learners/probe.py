@@ -12,6 +12,7 @@ from dualform.learners.adapted import AdaptationCost, AdaptedModel
 from dualform.learners.base import AdaptationContext, Learner
 from dualform.learners.classifier import class_log_probabilities, fit_standardised
 from dualform.learners.prompting import ZeroShot
+from dualform.learners.saved_parts import SavedParts, linear_head
 from dualform.models.cost.shape import ModelShape
 from dualform.models.cost.work import Work, encode, read
 from dualform.models.reading.capture import Recording
@@ -87,6 +88,11 @@ class ProbedModel:
         features = readings.hidden.float().cpu().numpy()
         table = class_log_probabilities(self.classifier, features, self.n_labels, self.only_label)
         return Readings(readings.queries, table, readings.next_token, readings.hidden, readings.trace)
+
+    def saved_parts(self) -> SavedParts:
+        """See `Saveable`."""
+        d_model = self.zero_shot.lm.shape.d_model
+        return SavedParts(self.n_prefix, head=linear_head(self.classifier, "last", self.only_label, d_model))
 
 
 class ProbeLearner(Learner):

@@ -8,6 +8,7 @@ from typing import Any
 from dualform.learners.adapted import AdaptationCost, Adapted
 from dualform.learners.base import AdaptationContext, Learner
 from dualform.learners.classifier import class_log_probabilities
+from dualform.learners.saved_parts import SavedParts, linear_head
 from dualform.learners.words import texts_of, tfidf_vectorizer
 from dualform.models.cost.work import QueryPass, Work
 from dualform.models.reading.capture import Recording
@@ -63,6 +64,10 @@ class WordClassifier:
         texts = texts_of([queries[i] for i in indices])
         table = class_log_probabilities(self.classifier, texts, self.n_labels, self.only_label)
         return Readings.without_model(indices, table)
+
+    def saved_parts(self) -> SavedParts:
+        """See `Saveable`."""
+        return SavedParts(0, head=linear_head(self.classifier, "words", self.only_label, 0))
 
 
 class TfidfLearner(Learner):

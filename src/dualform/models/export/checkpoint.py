@@ -262,6 +262,20 @@ def _is_checkpoint_file(path: Path) -> bool:
     return known and path.is_file() and not path.is_symlink()
 
 
+def source_of(lm: LanguageModel, name: str) -> tuple[str, dict[str, str]]:
+    """The path or hub id by which transformers finds a model, and arguments to load it with.
+
+    Args:
+        lm: The model.
+        name: The name under which it was loaded.
+    """
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        return str(path.parent.resolve()), {"gguf_file": path.name}
+    source = str(lm.model.config.name_or_path or name)
+    return (str(Path(source).resolve()) if Path(source).is_dir() else source), {}
+
+
 def require_plain_weights(lm: LanguageModel) -> None:
     """Check that all weights are ordinary floating-point tensors in memory, so that they can be changed and written.
 

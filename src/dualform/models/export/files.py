@@ -13,8 +13,11 @@ MODEL_FILE = re.compile(
 )
 """Paths of a checkpoint's or adapter's files, relative to its folder."""
 
-STUDY_FILES = ("result.json", "report.html")
-"""Files that `dualform fold` and `dualform report` write next to a checkpoint."""
+SAVED_FACTS, PROGRAM, PROMPT, CLASSIFIER = "saved.json", "answer.py", "prompt.txt", "classifier.safetensors"
+"""Files of a saved learner, see `dualform.models.export.answering`."""
+
+STUDY_FILES = ("result.json", "report.html", SAVED_FACTS, PROGRAM, PROMPT, CLASSIFIER)
+"""Files that dualform writes next to a checkpoint."""
 
 WEIGHTS = re.compile(r"(adapter_)?model[\w.-]*\.safetensors(\.index\.json)?", flags=re.ASCII)
 """Names of weight files and their index."""

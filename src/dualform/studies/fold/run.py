@@ -24,6 +24,7 @@ from dualform.models.export.checkpoint import (
     adapter_applied,
     check_target,
     require_plain_weights,
+    source_of,
     write_adapter,
     write_checkpoint,
 )
@@ -157,7 +158,7 @@ def fold(
         (unfinished / RESULT).write_text(final.to_json() + "\n", encoding="utf-8")
 
     if config.form == "lora":
-        base = _base(lm, config)[0]
+        base = source_of(lm, config.model)[0]
         write_adapter(lm, adapted.deltas, folder, config.rank, card, base, overwrite, check)
     else:
         in_chat = experiment.encoder.form.chat
@@ -339,14 +340,6 @@ def _dataset(result: Result) -> str | None:
     return source.removeprefix("hub: ").partition(":")[0] if source.startswith("hub: ") else None
 
 
-def _base(lm: LanguageModel, config: FoldConfig) -> tuple[str, dict[str, str]]:
-    """The path or name by which transformers finds the base model, and arguments to load it with."""
-    path = Path(config.model).expanduser()
-    if path.suffix == ".gguf":
-        return str(path.parent), {"gguf_file": path.name}
-    return str(lm.model.config.name_or_path or config.model), {}
-
-
 # Runs without dualform, because the written model must load without it.
 _READER = """
 import json
@@ -393,7 +386,7 @@ def verified(
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "expected.safetensors"
         save_file(tensors, path)
-        base, more = _base(lm, config) if lora else ("", {})
+        base, more = source_of(lm, config.model) if lora else ("", {})
         arguments = json.dumps({**more, "trust_remote_code": config.trust_remote_code})
         dtype = str(lm.model.dtype).removeprefix("torch.")
         run = subprocess.run(
