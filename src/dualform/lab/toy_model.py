@@ -1,7 +1,8 @@
 """A small Llama trained on sequences of a `TokenWorld` to learn from its context.
 
-It lies between the constructed layer, whose weights are all known, and a pretrained language model: it has softmax
-attention, norms and MLPs, is trained on a single task, and is measured by the same code as both.
+It lies between the laboratory's attention layer with constructed weights, where every step of in-context learning is
+known, and a pretrained language model: it has softmax attention, norms and MLPs, but is trained on a single task. The
+same code measures all three.
 """
 
 from pathlib import Path
@@ -22,7 +23,9 @@ thousands of steps before its loss falls."""
 
 
 def token_sequences(world: TokenWorld, n: int, examples: int, generator: torch.Generator) -> Tensor:
-    """Sequences in the encoder's format of demonstrations, each with its own w and with distinct words.
+    """Sequences in the encoder's format of demonstrations, each with its own labelling rule and distinct words.
+
+    The rule is a random vector w: a word's label is the sign of the inner product of w and the word's vector.
 
     Args:
         world: Words and their vectors.

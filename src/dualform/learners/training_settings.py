@@ -9,14 +9,15 @@ from dualform.learners.options import LossOn
 from dualform.option import TRAINING, Option
 
 ENOUGH_STEPS = 60
-"""Steps that automatic epochs aim at: 8 labels repeated 20 times give 20, 128 labels repeated 4 times give 64."""
+"""Number of steps that `epochs=auto` aims at. In batches of 8, 128 examples reach it in 4 epochs (64 steps); 8 examples
+do not reach it in the most epochs allowed (20 steps)."""
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 20
-"""Bounds of automatic epochs. 20 passes over small data are the advice of arXiv:2006.04884, section 6."""
+"""Bounds of the number of epochs with `epochs=auto`. arXiv:2006.04884, section 6, advises 20 passes over small data."""
 
 Recipe = Literal["practised", "one-pass"]
 Targets = Literal["all-linear", "attention", "query-value"]
-"""Modules with adapters: every linear but the output head (arXiv:2305.14314, section 4, finds that this matters more
-than the rank); W_Q, W_K, W_V and W_O; or W_Q and W_V (arXiv:2106.09685)."""
+"""Modules with adapters: every linear layer except the output head (arXiv:2305.14314, section 4, finds that this
+matters more than the rank); W_Q, W_K, W_V and W_O; or W_Q and W_V (arXiv:2106.09685)."""
 
 
 class TrainingSettings(BaseModel):
@@ -88,7 +89,7 @@ class LoraSettings(BaseModel):
 
     @property
     def scale(self) -> float:
-        """Alpha."""
+        """The value of alpha: the setting, or twice the rank if it is not set."""
         return 2.0 * self.rank if self.alpha is None else self.alpha
 
     @model_validator(mode="after")

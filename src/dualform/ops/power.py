@@ -1,4 +1,4 @@
-"""The smallest difference that a study of this size is likely to detect."""
+"""The smallest true difference that a study is likely to detect, computed from the interval that it reported."""
 
 from typing import overload
 
@@ -22,9 +22,9 @@ def minimum_detectable(
     """Smallest true difference that a two-sided test detects with the given power, from the width of an interval.
 
     Computes (z_{1 - alpha/2} + z_power) SE, with SE = (high - low) / (2 z_0.975): 1.43 half-widths by default. The
-    estimate is assumed to be approximately normal with a known standard error. If the interval is too narrow, so is
-    the result. An interval of width 0 gives 0, which is not meaningful, because equal numbers do not show how much
-    a difference varies; studies do not report it.
+    estimate is assumed to be approximately normal with a known standard error. An interval that is too narrow, as a
+    bootstrap over few seeds is, gives a difference that is too small. An interval of width 0 gives 0,
+    which is not meaningful, because equal numbers do not show how much a difference varies; studies do not report it.
 
     Args:
         ci95: Lower and upper end of a 95 % interval of the difference, two floats or two tensors of shape `(...)`.

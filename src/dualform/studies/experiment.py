@@ -31,17 +31,26 @@ class Experiment(Generic[Config]):
     """The setup of one study of one model and task, which all its seeds share."""
 
     config: Config
+    """The study's settings."""
     lm: LanguageModel
     task: Task
+    """The task, with its texts truncated if the settings say so."""
     encoder: Encoder
+    """Encodes the task's texts for the model."""
     report_split: str
+    """Name of the split from which the reported queries are taken."""
     selection_split: str
+    """Name of the split on which choices, such as that of a learning rate, are made."""
     examples: tuple[Example, ...]
+    """Examples whose answers are reported."""
     queries: tuple[Query, ...]
+    """The same as tokens, in the same order."""
     selection: tuple[Example, ...]
+    """Examples by which choices are made; empty if they are made inside a budget of labels."""
     selection_queries: tuple[Query, ...]
+    """The same as tokens, in the same order."""
     context: int
-    """Longest sequence, tokens: the setting, or the model's own limit."""
+    """Largest number of tokens of a sequence: the setting, or the model's limit if that is lower."""
 
     @classmethod
     def of(
@@ -60,8 +69,11 @@ class Experiment(Generic[Config]):
             lm: The model.
             task: The task.
             report_split: Split of the reported queries; None for the task's own.
-            select_on: Where choices, such as that of a learning rate, are made: on the selection split, or on the
-                reported queries themselves.
+            select_on: The queries on which choices, such as that of a learning rate, are made: `validation` for those
+                of the selection split, `report` for the reported queries themselves.
+
+        Raises:
+            ContextError: A query alone is longer than the context.
         """
         encoder = encoder_for(config, lm, task)
         limit = lm.max_positions
@@ -124,7 +136,7 @@ class Experiment(Generic[Config]):
         return [example.label for example in self.selection]
 
     def draw_all(self, seeds: Sequence[int]) -> "dict[int, DemonstrationSet]":
-        """Draw the demonstrations of every seed, with one warning where some do not fit the context."""
+        """Draw the demonstrations of every seed. If some do not fit the context, one warning covers all seeds."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             sets = {seed: self.draw(seed) for seed in seeds}
@@ -143,7 +155,11 @@ class Experiment(Generic[Config]):
         return self.with_labels(labelled)
 
     def with_labels(self, labelled: Demonstrations) -> "DemonstrationSet":
-        """Demonstrations from a budget of labels: as many as settings and context allow, with each class in turn."""
+        """The demonstrations of a prompt, taken from a budget of labelled examples.
+
+        The prompt gets as many as the settings and the context allow, taken from each class in turn; learners that are
+        trained also use the rest.
+        """
         self._require_room_for(labelled)
         demonstrations = self._fitting(labelled.classes_in_turn(self.config.k))
         rest = labelled.without(demonstrations)
@@ -295,7 +311,7 @@ def weights_digest(lm: LanguageModel) -> str:
 
 
 def query_cost(experiment: Experiment[StudyConfig], passes: Sequence[QueryPass]) -> dict[str, float]:
-    """Tokens and operations of one query that reads the whole prefix, and of one whose prefix is kept (`kept_`).
+    """Tokens and FLOPs to answer one query: with the whole prefix read again, and with it cached (`kept_`).
 
     Args:
         experiment: The setup, whose queries are averaged over.

@@ -34,12 +34,15 @@ class TaskDescription:
     examples: tuple[Example, ...]
     """The reported queries, in the order of every `(example, ...)` tensor."""
     n_selection: int
+    """Number of queries on which choices, such as that of a learning rate, are made."""
     report_split: str
+    """Name of the split of the reported queries."""
     selection_split: str
+    """Name of the split of the selection queries."""
     prompt_tokens: float
     """Mean length of a query's prompt, tokens."""
     context: int
-    """Longest sequence, tokens: the setting, or the model's own limit."""
+    """Largest number of tokens of a sequence: the setting, or the model's limit if that is lower."""
     notes: tuple[str, ...]
     """Notes on the protocol, which become warnings of the result."""
     opening: tuple[str, ...] = ()
@@ -51,7 +54,7 @@ class TaskDescription:
     prompt: str = ""
     """The first reported query as the model reads it."""
     form: str = "plain"
-    """`plain`, or `chat` for turns written by the chat template."""
+    """Form of the prompts: `plain`, or `chat` if the chat template writes them as turns of a conversation."""
     form_reason: str = ""
     """Why prompts have this form."""
 
@@ -174,8 +177,8 @@ def demonstration_report(k: int, seeds: Mapping[int, tuple[Sequence[int], int]])
     """See `Result.demonstrations`.
 
     Args:
-        k: Demonstrations requested.
-        seeds: Seed -> row numbers of its demonstrations, and their tokens.
+        k: Number of demonstrations requested.
+        seeds: Seed -> row numbers of its demonstrations, and their number of tokens.
     """
     return DemonstrationReport(
         k_requested=k,

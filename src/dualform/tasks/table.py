@@ -30,7 +30,9 @@ _READERS: Mapping[str, Callable[[Path], TableRows]] = {
     ".feather": read_arrow,
 }
 SUFFIXES = tuple(_READERS)
+"""Suffixes of the table formats."""
 _PACKED = (".csv.gz", ".tsv.gz", ".jsonl.gz", ".ndjson.gz", ".json.gz")
+"""Suffixes of the formats that may be compressed."""
 _ADVICE = {
     ".txt": "If it has columns, name it .csv or .tsv.",
     ".xlsx": "Save the sheet as CSV in UTF-8.",
@@ -38,6 +40,7 @@ _ADVICE = {
     ".ods": "Save the sheet as CSV in UTF-8.",
     ".zip": "Unpack it.",
 }
+"""Suffix of a format that is not read -> what the user can do, for the error message."""
 
 
 def table_suffix(path: Path) -> str | None:
@@ -73,7 +76,7 @@ def read_rows(path: Path) -> TableRows:
 
 
 def read_table(path: Path) -> RawTask:
-    """A task named after the file, with all rows in train; `build_task` holds out the other splits.
+    """A task named after the file, with all rows in the train split; `build_task` takes the other splits out of it.
 
     Raises:
         TaskError: The suffix is unknown, or the file is missing, unreadable, too large or empty.
