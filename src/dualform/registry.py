@@ -33,6 +33,7 @@ OWN: dict[str, dict[str, str]] = {
         "ttt": "dualform.learners.trained_and_prompted:TEST_TIME_TRAINING",
         "probe": "dualform.learners.probe:PROBE",
         "fold": "dualform.studies.fold_learner:FOLDING",
+        "distill": "dualform.studies.distill_learner:DISTILLATION",
         "tfidf": "dualform.learners.tfidf:TFIDF",
         "embedding": "dualform.learners.embedding:EMBEDDING",
         "icl_contextual": "dualform.learners.calibrated:CONTEXTUAL",

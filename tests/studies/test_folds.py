@@ -199,7 +199,7 @@ def test_what_the_model_writes_is_part_of_the_cost(monkeypatch: pytest.MonkeyPat
     given = FoldSettings(texts=10, calibration="generated", plain_texts=2, plain_length=8)
 
     adapted = make_fold(experiment, drawn, given).adapted
-    monkeypatch.setattr(folds, "_cost_of_writing", lambda *arguments: AdaptationCost(0.0, 0, 0.0))
+    monkeypatch.setattr(folds, "cost_of_writing", lambda *arguments: AdaptationCost(0.0, 0, 0.0))
     unwritten = make_fold(experiment, drawn, given).adapted
 
     assert isinstance(adapted, AdaptedModel)

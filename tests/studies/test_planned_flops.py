@@ -110,7 +110,7 @@ def small(here: Path, **changes: Any) -> ComparisonConfig:
     return comparison_config(str(here / "model"), str(here / "task.csv"), **settings)
 
 
-PROMPTED = ("lora_icl", "ttt", "icl_contextual", "icl_batch", "icl_domain", "icl_ensemble", "knn")
+PROMPTED = ("lora_icl", "ttt", "icl_contextual", "icl_batch", "icl_domain", "icl_ensemble", "knn", "distill")
 
 
 @pytest.mark.parametrize("name", ["zsl", "icl", "ft", "lora", "full", "bitfit", "probe", "embedding", *PROMPTED])

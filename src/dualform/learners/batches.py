@@ -7,7 +7,7 @@ all tokens of the batch that count, so that it is the same however the batch is 
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +68,7 @@ def train_in_batches(
     learning_rate: float,
     seed: int,
 ) -> list[float]:
-    """Train parameters of a model.
+    """Train parameters of a model on the tokens of demonstrations.
 
     Args:
         lm: The model.
@@ -84,12 +84,46 @@ def train_in_batches(
     Raises:
         TrainingError: The loss became NaN or infinite.
     """
-    steps = batches(len(demonstrations.sequences), settings, seed)
-    lengths = [len(ids) for ids in demonstrations.sequences]
+    sequences = demonstrations.sequences
     learned = [
         list(learned_positions(ids, n, settings.loss_on))
-        for ids, n in zip(demonstrations.sequences, demonstrations.n_answer_tokens, strict=True)
+        for ids, n in zip(sequences, demonstrations.n_answer_tokens, strict=True)
     ]
+
+    def summed_loss(piece: Sequence[int]) -> Tensor:
+        return _summed_loss(lm, [sequences[i] for i in piece], [learned[i] for i in piece])
+
+    lengths, counted = [len(ids) for ids in sequences], [len(own) for own in learned]
+    return minimise_in_batches(summed_loss, lengths, counted, parameters, settings, learning_rate, seed)
+
+
+def minimise_in_batches(
+    summed_loss: Callable[[Sequence[int]], Tensor],
+    lengths: Sequence[int],
+    counted: Sequence[int],
+    parameters: Sequence[nn.Parameter],
+    settings: TrainingSettings,
+    learning_rate: float,
+    seed: int,
+) -> list[float]:
+    """Train parameters to minimise a loss, of which each sequence contributes the sum over some of its tokens.
+
+    Args:
+        summed_loss: Function from the indices of some sequences to the sum of their losses, with its graph.
+        lengths: Number of tokens of every sequence.
+        counted: Number of tokens of every sequence that the loss sums over.
+        parameters: The trainable parameters.
+        settings: Epochs, batches and schedule.
+        learning_rate: Largest learning rate, reached after the warm-up.
+        seed: Seed of the order of the sequences, and of dropout.
+
+    Returns:
+        Loss of each batch before its step, per counted token.
+
+    Raises:
+        TrainingError: The loss became NaN or infinite.
+    """
+    steps = batches(len(lengths), settings, seed)
     optimiser = torch.optim.AdamW(_groups(parameters, settings.weight_decay), lr=learning_rate)
     schedule = get_linear_schedule_with_warmup(optimiser, int(settings.warmup * len(steps)), len(steps))
     losses = []
@@ -97,11 +131,10 @@ def train_in_batches(
         torch.manual_seed(seed)
         for step, batch in enumerate(steps, start=1):
             optimiser.zero_grad()
-            n_learned = sum(len(learned[index]) for index in batch)
+            n_counted = sum(counted[index] for index in batch)
             loss = 0.0
             for piece in pieces(lengths, batch):
-                part = _summed_loss(lm, [demonstrations.sequences[i] for i in piece], [learned[i] for i in piece])
-                part = part / n_learned
+                part = summed_loss(piece) / n_counted
                 loss += float(part.detach())
                 if not math.isfinite(loss):
                     raise TrainingError(
@@ -129,20 +162,37 @@ def _groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dic
 
 
 def _summed_loss(lm: LanguageModel, sequences: Sequence[tuple[int, ...]], learned: Sequence[Sequence[int]]) -> Tensor:
-    """Sum of the cross-entropies, nats, of the learned tokens of several sequences, padded on the right.
+    """Sum of the cross-entropies, nats, of the learned tokens of several sequences."""
+    logits = padded_logits(lm, sequences, [[position - 1 for position in own] for own in learned])
+    targets = [ids[position] for ids, own in zip(sequences, learned, strict=True) for position in own]
+    return F.cross_entropy(at_least_float32(logits), torch.tensor(targets, device=logits.device), reduction="sum")
+
+
+def padded_logits(
+    lm: LanguageModel, sequences: Sequence[tuple[int, ...]], positions: Sequence[Sequence[int]]
+) -> Tensor:
+    """Next-token logits at some positions of several sequences, with their graph, in one forward padded on the right.
 
     Padding is behind all tokens of a sequence, so a causal model's real tokens do not see it, and their positions are
     those of the sequence alone.
+
+    Args:
+        lm: The model.
+        sequences: Token ids.
+        positions: Positions of each sequence, 0 for its first token.
+
+    Returns:
+        `(row, vocab)`, sequence by sequence.
     """
     longest = max(map(len, sequences))
     # Padded with each sequence's last token, because a padding token means something else in some families.
     tokens = torch.tensor([[*ids, *[ids[-1]] * (longest - len(ids))] for ids in sequences], device=lm.device)
     mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in sequences], device=lm.device)
     padded = {} if bool(mask.all()) else {"attention_mask": mask}
-    places = [number * longest + position for number, own in enumerate(learned) for position in own]
+    places = [number * longest + position for number, own in enumerate(positions) for position in own]
     rows = torch.tensor(places, device=lm.device)
-    logits, _ = forward_rows(lm.model, rows - 1, gradients=True, input_ids=tokens, use_cache=False, **padded)
-    return F.cross_entropy(at_least_float32(logits), tokens.flatten()[rows], reduction="sum")
+    logits, _ = forward_rows(lm.model, rows, gradients=True, input_ids=tokens, use_cache=False, **padded)
+    return logits
 
 
 def batch_work(
@@ -171,10 +221,29 @@ def batch_work(
         len(learned_positions(ids, n, settings.loss_on))
         for ids, n in zip(demonstrations.sequences, demonstrations.n_answer_tokens, strict=True)
     ]
-    counted = Counter(
-        BatchTraining(len(piece), lengths[piece[-1]], sum(learned[i] for i in piece), weights, rank, targets)
+    steps = steps_work(lengths, learned, settings, weights, seed=seed, rank=rank, targets=targets)
+    return steps + opening_work(opening)
+
+
+def steps_work(
+    lengths: Sequence[int],
+    counted: Sequence[int],
+    settings: TrainingSettings,
+    weights: TrainedWeights,
+    *,
+    seed: int,
+    rank: int = 0,
+    targets: str = "",
+) -> Work:
+    """Work of `minimise_in_batches`, if each piece is one padded forward; see `batch_work` for the arguments."""
+    steps = Counter(
+        BatchTraining(len(piece), lengths[piece[-1]], sum(counted[i] for i in piece), weights, rank, targets)
         for batch in batches(len(lengths), settings, seed)
         for piece in pieces(lengths, batch)
     )
-    steps = Work(tuple((float(times), step) for step, times in counted.items()))
-    return steps + (encode(opening) + Work.of(WeightChange())).uncharged
+    return Work(tuple((float(times), step) for step, times in steps.items()))
+
+
+def opening_work(opening: int) -> Work:
+    """Overhead of reading the opening with the changed weights."""
+    return (encode(opening) + Work.of(WeightChange())).uncharged

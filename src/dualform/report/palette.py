@@ -66,6 +66,13 @@ LEARNERS: tuple[LearnerStyle, ...] = (
     LearnerStyle(
         "fold", "folded", "folding", "The prompt's effect written into the weights by forward passes.", "#009E73"
     ),
+    LearnerStyle(
+        "distill",
+        "distilled",
+        "context distillation",
+        "Low-rank adapters trained to answer without the prompt as the unchanged model does with it.",
+        "#8069C9",
+    ),
 )
 
 SPARE_COLOURS: tuple[str, ...] = ("#56B4E9", "#9C7C1C", "#7F6BB3", "#6B8E6B")
