@@ -14,8 +14,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from tests.chats import CHAT_FAMILIES
 from tests.cli.conftest import SMALL, Done, as_at_a_shell, run_command
 from tests.studies.small import sentences
+from tests.tiny import save_tiny
 
 Command = Callable[..., Done]
 MEASURED = ("zsl", "icl", "icl_contextual", "lora", "probe", "embedding", "tfidf", "knn")
@@ -161,3 +163,19 @@ def test_a_learner_of_a_run_of_advice_is_saved_with_its_budget(dualform: Command
     assert "Give one of 3, 6" in refused.message
     facts = json.loads((tmp_path / "words" / "saved.json").read_text())
     assert facts["head"]["reads"] == "words"
+
+
+def test_prompts_and_weights_for_chats_are_saved_with_their_messages(
+    dualform: Command, out: Path, tmp_path: Path
+) -> None:
+    base = save_tiny("llama", tmp_path / "base")
+    CHAT_FAMILIES["chatml"].tokenizer().save_pretrained(base)
+    given = [base, "tickets.csv", *SMALL, "--seeds", "1", "--controls", "none", "--learners", "zsl,icl,lora"]
+    done = dualform("compare", *given, "--train-epochs", "2", "--chat", "on", "--system", "Be brief.", "--out", out)
+    assert done.code == 0, done.err
+    for learner, n_turns in (("icl", 4), ("lora", 0)):
+        saved = dualform("save", out, learner, "--to", tmp_path / learner)
+        assert saved.code == 0, saved.err
+        facts = json.loads((tmp_path / learner / "saved.json").read_text())
+        roles = [message["role"] for message in facts["chat"]["messages"]]
+        assert roles == ["system", *["user", "assistant"] * n_turns]

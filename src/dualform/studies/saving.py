@@ -256,6 +256,8 @@ class _Writer:
             difference = self._difference(unfinished)
 
         base, more = source_of(lm, self.choice.config.model)
+        # The program is run from any folder.
+        base = str(Path(base).resolve()) if Path(base).is_dir() else base
         if deltas and form == "lora":
             what = "a LoRA adapter"
             card = self._readme(what, base)

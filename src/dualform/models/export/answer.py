@@ -62,7 +62,7 @@ class Answerer:
             if self.head is not None:
                 return self._classified(self.head, fields)
             prompt = self._prompt(fields)
-            raw = torch.stack([self._score(prompt, answer) for answer in self.facts["answers"]])
+            raw = self._read(prompt, self.facts["answers"])
         if self.facts["shift"] is not None:
             raw = (raw.log_softmax(-1) + torch.tensor(self.facts["shift"], dtype=raw.dtype)).log_softmax(-1)
         return [float(score) for score in raw]
@@ -80,10 +80,20 @@ class Answerer:
         plain = {"split_special_tokens": True} if self.facts["split_special_tokens"] else {}
         return [*self.facts["prefix"], *self.tokenizer(text, add_special_tokens=False, **plain)["input_ids"]]
 
-    def _score(self, prompt: list[int], answer: list[int]) -> Tensor:
-        """Mean log-probability of an answer's tokens."""
-        logits = self.model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
-        return logits.float().log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).double().mean()
+    def _read(self, prompt: list[int], answers: list[list[int]]) -> Tensor:
+        """Mean log-probability of each answer's tokens; the prompt is read once for all answers of one token."""
+        longer = {i: answer for i, answer in enumerate(answers) if len(answer) > 1}
+        first = self._log_probabilities(prompt)[-1] if len(longer) < len(answers) else torch.empty(0)
+        scores = {i: first[answer[0]] for i, answer in enumerate(answers) if i not in longer}
+        for i, answer in longer.items():
+            rows = self._log_probabilities(prompt + answer)[len(prompt) - 1 : -1]
+            scores[i] = rows.gather(1, torch.tensor(answer)[:, None]).mean()
+        return torch.stack([scores[i] for i in range(len(answers))])
+
+    def _log_probabilities(self, ids: list[int]) -> Tensor:
+        """Log-probabilities of every next token, `(token, vocabulary)`, float64."""
+        logits: Tensor = self.model(input_ids=torch.tensor([ids])).logits[0]
+        return logits.float().log_softmax(-1).double()
 
     def _classified(self, head: dict[str, Any], fields: dict[str, str]) -> list[float]:
         if head["reads"] == "words":

@@ -271,9 +271,8 @@ def source_of(lm: LanguageModel, name: str) -> tuple[str, dict[str, str]]:
     """
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
-        return str(path.parent.resolve()), {"gguf_file": path.name}
-    source = str(lm.model.config.name_or_path or name)
-    return (str(Path(source).resolve()) if Path(source).is_dir() else source), {}
+        return str(path.parent), {"gguf_file": path.name}
+    return str(lm.model.config.name_or_path or name), {}
 
 
 def require_plain_weights(lm: LanguageModel) -> None:
