@@ -20,7 +20,7 @@ from tests.studies.small import sentences
 from tests.tiny import save_tiny
 
 Command = Callable[..., Done]
-MEASURED = ("zsl", "icl", "icl_contextual", "lora", "probe", "embedding", "tfidf", "knn")
+MEASURED = ("zsl", "icl", "icl_contextual", "lora", "lora_icl", "probe", "embedding", "tfidf", "knn")
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,7 @@ def program_of(folder: Path) -> Any:
         ("icl", "a prompt"),
         ("icl_contextual", "a prompt"),
         ("lora", "a checkpoint"),
+        ("lora_icl", "a checkpoint"),
         ("probe", "a classifier"),
         ("embedding", "a classifier"),
         ("tfidf", "a classifier"),
@@ -133,6 +134,8 @@ def test_a_run_whose_data_have_changed_is_refused(run: Path, dualform: Command, 
         (["lora", "--seed", "7"], "no seed 7"),
         (["lora", "--labels", "8"], "Leave out --labels"),
         (["lora", "--as", "lora", "--rank", "0"], "--rank 0"),
+        (["lora", "--rank", "4"], "add --as lora"),
+        (["icl", "--as", "lora"], "leave out --as lora"),
         (["knn"], "cannot be saved"),
     ],
 )
