@@ -98,6 +98,13 @@ def test_an_adapter_is_loaded_by_peft_and_equals_the_checkpoint(
     assert not torch.allclose(plain, whole, atol=1e-4)
 
 
+def test_an_adapter_that_cannot_hold_the_change_is_not_written(run: Path, dualform: Command, tmp_path: Path) -> None:
+    refused = dualform("save", run, "lora", "--to", tmp_path / "saved", "--as", "lora", "--rank", "1")
+    assert refused.code == 2
+    assert "An adapter of rank 1 may not hold the whole change" in refused.message
+    assert not (tmp_path / "saved").exists()
+
+
 def test_what_was_saved_is_replaced_only_when_asked_and_nothing_else_ever(
     run: Path, dualform: Command, tmp_path: Path
 ) -> None:

@@ -71,8 +71,14 @@ class LearnerFiles:
 
         def finish(unfinished: Path, source: str = "", arguments: dict[str, Any] | None = None) -> None:
             nonlocal difference
-            self._write_facts(unfinished, source, arguments or {}, adapter=form == "lora" and bool(deltas))
-            difference = self._difference(unfinished)
+            adapter = form == "lora" and bool(deltas)
+            self._write_facts(unfinished, source, arguments or {}, adapter=adapter)
+            remedy = "Please report this model and task."
+            if adapter:
+                remedy = (
+                    f"An adapter of rank {rank} may not hold the whole change: write a checkpoint, or raise --rank."
+                )
+            difference = self._difference(unfinished, remedy)
 
         base, more = source_of(lm, self.choice.config.model)
         # The program is run from any folder.
@@ -202,8 +208,12 @@ class LearnerFiles:
         )
         return f"To serve it (not tried here): {server}; {converted}. {plain_prompt}{calibrated}"
 
-    def _difference(self, folder: Path) -> float:
+    def _difference(self, folder: Path, remedy: str) -> float:
         """Run the written program in a fresh process on the first queries, and compare.
+
+        Args:
+            folder: Folder of the program.
+            remedy: What to do if it answers otherwise.
 
         Raises:
             ModelError: It fails, or its log-probabilities are others.
@@ -228,7 +238,7 @@ class LearnerFiles:
             worst = float((theirs - ours).abs().nan_to_num(0.0).max()) if theirs.shape == ours.shape else float("nan")
             raise ModelError(
                 f"the saved learner's log-probabilities differ by {worst:.1e} nats from those in memory, so it was "
-                "removed. Please report this model and task."
+                f"removed. {remedy}"
             )
         both = theirs.isfinite() & ours.isfinite()
         return float((theirs - ours)[both].abs().max()) if bool(both.any()) else 0.0

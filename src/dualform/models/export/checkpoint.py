@@ -317,7 +317,7 @@ def _bias_switch(
     if unknown:
         raise ModelError(
             f"checkpoints of {type(model).__name__} cannot store {unknown[0]}: its linear has no bias, and no option "
-            "of its config adds one. Leave biases out of the change."
+            "of its config adds one. Leave biases out of the change, or write an adapter (--as lora)."
         )
     return form.switch, added
 
