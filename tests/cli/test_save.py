@@ -162,9 +162,10 @@ def test_a_folder_without_a_result_is_refused(dualform: Command, tmp_path: Path)
 
 
 def test_a_learner_of_a_run_of_advice_is_saved_with_its_budget(dualform: Command, out: Path, tmp_path: Path) -> None:
+    save_tiny("gemma3", tmp_path / "base")
     small = ["--text", "body", "--label", "topic", "--limit", "8", "--resamples", "20"]
     given = ["--labels", "3,6", "--seeds", "1,2", "--learners", "tfidf,icl_batch"]
-    assert dualform("advise", "llama", "tickets.csv", *small, *given, "--out", out).code == 0
+    assert dualform("advise", tmp_path / "base", "tickets.csv", *small, *given, "--out", out).code == 0
     done = dualform("save", out, "tfidf", "--labels", "6", "--seed", "2", "--to", tmp_path / "words")
     assert done.code == 0, done.err
     assert "seed 2, 6 labels" in done.message
@@ -173,6 +174,7 @@ def test_a_learner_of_a_run_of_advice_is_saved_with_its_budget(dualform: Command
     assert "Give one of 3, 6" in refused.message
     facts = json.loads((tmp_path / "words" / "saved.json").read_text())
     assert facts["head"]["reads"] == "words"
+    assert "Gemma is provided under and subject to" in (tmp_path / "words" / "README.md").read_text(encoding="utf-8")
 
 
 def test_prompts_and_weights_for_chats_are_saved_with_their_messages(

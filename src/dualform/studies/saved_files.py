@@ -24,6 +24,7 @@ from dualform.models.export.checkpoint import (
     write_checkpoint,
 )
 from dualform.models.export.files import CARD, CLASSIFIER, PROGRAM, PROMPT, SAVED_FACTS
+from dualform.models.export.licence import GEMMA_NOTICE, licence_of
 from dualform.models.reading.language_model import LanguageModel
 from dualform.models.structure.blocks import enclosing_blocks
 from dualform.plain_text import plain
@@ -188,10 +189,17 @@ class LearnerFiles:
         if self.parts.head is None:
             lines += [self._serving(what, base)]
         lines += [
-            "The base model's licence applies to what was made from it. The accuracy holds for texts like those of "
-            "the task, with this prompt and these label words.",
+            self._licence(),
+            "The accuracy holds for texts like those of the task, with this prompt and these label words.",
         ]
         return "\n\n".join(lines) + "\n"
+
+    def _licence(self) -> str:
+        model_type = str(getattr(self.experiment.lm.model.config, "model_type", ""))
+        licence = licence_of(self.choice.config.model, model_type)
+        named = "" if licence is None else f" ({_code(licence.id)})"
+        notice = f" {GEMMA_NOTICE}." if licence is not None and licence.id == "gemma" else ""
+        return f"The base model's licence{named} applies to what was made from it.{notice}"
 
     def _serving(self, what: str, base: str) -> str:
         """How other programs run it; these commands are not run when the folder is made."""
